@@ -1,0 +1,137 @@
+"""``_target_`` names the class of a group's object; the class, not the YAML, says what is valid."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scalify_cli.config.catalogue import did_you_mean
+from scalify_cli.errors import UserError
+
+_TAKES = {
+    "list": ("a list", "write [a,b]"),
+    "int": ("an integer", "write digits only: 1000, not 1e3 or 1000.0"),
+    "float": ("a number", "write it as 0.1 or 3e-4"),
+    "bool": ("true or false", "write true or false"),
+    "str": ("text", "quote it when it has signs in it"),
+}
+
+
+def build(node: Mapping[str, Any] | DictConfig) -> Any:
+    """The object a group of the composed configuration stands for: its target, called.
+
+    Raises:
+        UserError: the target does not exist or refuses the values.
+    """
+    values = dict(node)
+    return _call("", locate("", values.pop("_target_")), values)
+
+
+def locate(group: str, target: Any) -> Callable[..., Any]:
+    """The callable at a dotted path.
+
+    Raises:
+        UserError: it cannot be imported, or is not callable.
+    """
+    module, _, name = str(target).rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # a module of the user's own may raise anything
+        raise UserError(
+            f"{group}._target_={target} cannot be imported: {type(error).__name__}: {error}",
+            "give the dotted path of a class that Python can import here",
+        ) from error
+    if not callable(found):
+        raise UserError(f"{group}._target_={target} is not a class", "name a class or a function")
+    return found
+
+
+def checked(group: str, values: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:
+    """The group's values, typed and completed by its target, ``_target_`` first.
+
+    Args:
+        group: name of the group, for messages.
+        values: plain resolved values, ``_target_`` among them.
+        partial: let required values be missing, and do not try the object out.
+
+    Raises:
+        UserError: unknown or missing key, wrong type, or a value the dataclass refuses.
+    """
+    if "_target_" not in values:
+        raise UserError(f"{group} has no _target_", "write `_target_: package.Class` in its file")
+    given = {key: value for key, value in values.items() if key != "_target_"}
+    target = locate(group, values["_target_"])
+    if is_dataclass(target):
+        given = typed(group, target, given, partial=partial)
+    else:
+        _check_arguments(group, target, given, partial)
+    if is_dataclass(target) and not partial:
+        _call(group, target, given)
+    return {"_target_": values["_target_"], **given}
+
+
+def typed(
+    group: str, target: Any, given: Mapping[str, Any], *, partial: bool = False
+) -> dict[str, Any]:
+    """The dataclass's fields with the given values put in, each converted to its field's type."""
+    schema, types = OmegaConf.structured(target), get_type_hints(target)
+    OmegaConf.set_readonly(schema, False)  # a frozen dataclass makes a read-only schema
+    for key, value in given.items():
+        if key not in schema:
+            _refuse_key(group, str(key), [str(known) for known in schema])
+        _assign(_path(group, key), schema, key, value, types[key])
+    _require(group, [] if partial else sorted(OmegaConf.missing_keys(schema)))
+    return OmegaConf.to_container(schema)  # pyright: ignore[reportReturnType]
+
+
+def _assign(path: str, schema: DictConfig, key: str, value: Any, declared: Any) -> None:
+    try:
+        schema[key] = value
+    except OmegaConfBaseException:
+        kind = next((kind for kind in _TAKES if kind in str(declared)), "str")
+        takes, hint = _TAKES[kind]
+        shown = "null" if value is None else value
+        raise UserError(f"{path}={shown} is not {takes}", hint) from None
+
+
+def _check_arguments(
+    group: str, target: Callable[..., Any], given: dict[str, Any], partial: bool
+) -> None:
+    parameters = inspect.signature(target).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    for key in given:
+        if key not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+            _refuse_key(group, key, list(parameters))
+    missing = [key for key, value in given.items() if value == "???"]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for key, parameter in parameters.items():
+        if key not in given and parameter.default is parameter.empty and parameter.kind in named:
+            missing.append(key)
+    _require(group, [] if partial else missing)
+
+
+def _call(group: str, target: Callable[..., Any], values: dict[str, Any]) -> Any:
+    try:
+        return target(**values)
+    except (TypeError, ValueError) as error:
+        where = group or getattr(target, "__name__", "the target")
+        raise UserError(f"{where}: {error}", f"see `scalify configs {group}`".rstrip()) from error
+
+
+def _refuse_key(group: str, key: str, known: list[str]) -> None:
+    where = f"{group}.{key}: {group}" if group else "a run"
+    raise UserError(f"{where} has no '{key}'", did_you_mean(key, known))
+
+
+def _require(group: str, missing: list[str]) -> None:
+    if missing:
+        path = _path(group, missing[0])
+        raise UserError(f"{path} is required", f"add {path}=VALUE")
+
+
+def _path(group: str, key: str) -> str:
+    return f"{group}.{key}" if group else key
