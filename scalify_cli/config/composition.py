@@ -90,9 +90,13 @@ def _composed(words: list[str], config_dir: Path | None) -> DictConfig:
             return hydra.compose("config", overrides=words)
         except YAMLError as error:
             where = " ".join(str(error).split())
-            raise UserError(f"a configuration file is not YAML: {where}", "mend that file") from None
+            raise UserError(
+                f"a configuration file is not YAML: {where}", "mend that file"
+            ) from None
         except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
-            raise UserError(_first_line(error), "see `scalify configs` for what there is") from error
+            raise UserError(
+                _first_line(error), "see `scalify configs` for what there is"
+            ) from error
 
 
 @contextmanager

@@ -41,9 +41,7 @@ def to_yaml(config: DictConfig | Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
-def difference(
-    config: DictConfig | Mapping[str, Any], config_dir: Path | None = None
-) -> list[str]:
+def difference(config: DictConfig | Mapping[str, Any], config_dir: Path | None = None) -> list[str]:
     """The overrides that make this configuration out of the defaults, as few as there are.
 
     Groups are matched to their options by content, so a run directory's own config will do.
@@ -51,10 +49,20 @@ def difference(
     values = plain(config)
     choices = _choices(values, config_dir)
     usual = defaults(config_dir)
-    words = [f"{group}={choices[group]}" for group in GROUPS if choices[group] != usual[group]]
-    base = flatten(validated(raw(words, config_dir), partial=True))
+    words = _words(choices, usual)
+    implied = _choices(_base(words, config_dir), config_dir)  # trainer=paper brings its optimizer
+    words = _words(choices, {g: usual[g] if implied[g] == choices[g] else "" for g in GROUPS})
+    base = flatten(_base(words, config_dir))
     changed = {key: value for key, value in flatten(values).items() if base.get(key, ...) != value}
     return words + [override(key, value) for key, value in changed.items()]
+
+
+def _words(choices: dict[str, str], usual: dict[str, str]) -> list[str]:
+    return [f"{group}={choices[group]}" for group in GROUPS if choices[group] != usual[group]]
+
+
+def _base(words: list[str], config_dir: Path | None) -> dict[str, Any]:
+    return validated(raw(words, config_dir), partial=True)
 
 
 def override(key: str, value: Any) -> str:

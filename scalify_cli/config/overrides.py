@@ -4,6 +4,7 @@ Hydra's grammar is kept, its strictness is not: ``+key`` and ``key`` mean the sa
 validation against the dataclasses, which comes later, knows every key there is.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from scalify_cli.errors import UserError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+_KEY = re.compile(r"[+~]*[\w./@]+")
 
 
 def normalise(words: Sequence[str], config_dir: Path | None = None) -> list[str]:
@@ -58,6 +61,8 @@ def _how_to_write(word: str) -> str:
         return f"write {key or 'key'}=VALUE, as in precision=fp8"
     if key != key.strip() or value != value.strip():
         return "leave no space around '='"
+    if not _KEY.fullmatch(key):
+        return "a key is letters, digits, '_' and dots, as in model.width=256"
     if value.startswith("~"):
         return f"write {key}=$HOME{value[1:]}"
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')

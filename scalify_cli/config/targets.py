@@ -81,8 +81,8 @@ def typed(
     schema, types = OmegaConf.structured(target), get_type_hints(target)
     OmegaConf.set_readonly(schema, False)  # a frozen dataclass makes a read-only schema
     for key, value in given.items():
-        if key not in schema:
-            _refuse_key(group, str(key), [str(known) for known in schema])
+        if key not in types:
+            _refuse_key(group, key, list(types))
         _assign(_path(group, key), schema, key, value, types[key])
     _require(group, [] if partial else sorted(OmegaConf.missing_keys(schema)))
     return OmegaConf.to_container(schema)  # pyright: ignore[reportReturnType]
