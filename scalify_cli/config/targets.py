@@ -21,14 +21,23 @@ _TAKES = {
 }
 
 
-def build(node: Mapping[str, Any] | DictConfig) -> Any:
+def build(node: Mapping[str, Any] | DictConfig, group: str = "") -> Any:
     """The object a group of the composed configuration stands for: its target, called.
+
+    Args:
+        node: the group's ``_target_`` and values.
+        group: its name, for messages.
 
     Raises:
         UserError: the target does not exist or refuses the values.
     """
-    values = dict(node)
-    return _call("", locate("", values.pop("_target_")), values)
+    values = {str(key): value for key, value in node.items()}
+    target = locate(group, values.pop("_target_"))
+    try:
+        return target(**values)
+    except (TypeError, ValueError) as error:
+        where = group or getattr(target, "__name__", "the target")
+        raise UserError(f"{where}: {error}", f"see `scalify configs {group}`") from error
 
 
 def locate(group: str, target: Any) -> Callable[..., Any]:
@@ -65,12 +74,12 @@ def checked(group: str, values: Mapping[str, Any], *, partial: bool = False) -> 
         raise UserError(f"{group} has no _target_", "write `_target_: package.Class` in its file")
     given = {key: value for key, value in values.items() if key != "_target_"}
     target = locate(group, values["_target_"])
-    if is_dataclass(target):
-        given = typed(group, target, given, partial=partial)
-    else:
+    if not is_dataclass(target):
         _check_arguments(group, target, given, partial)
-    if is_dataclass(target) and not partial:
-        _call(group, target, given)
+        return {"_target_": values["_target_"], **given}
+    given = typed(group, target, given, partial=partial)
+    if not partial:
+        build({"_target_": values["_target_"], **given}, group)
     return {"_target_": values["_target_"], **given}
 
 
@@ -112,14 +121,6 @@ def _check_arguments(
         if key not in given and parameter.default is parameter.empty and parameter.kind in named:
             missing.append(key)
     _require(group, [] if partial else missing)
-
-
-def _call(group: str, target: Callable[..., Any], values: dict[str, Any]) -> Any:
-    try:
-        return target(**values)
-    except (TypeError, ValueError) as error:
-        where = group or getattr(target, "__name__", "the target")
-        raise UserError(f"{where}: {error}", f"see `scalify configs {group}`".rstrip()) from error
 
 
 def _refuse_key(group: str, key: str, known: list[str]) -> None:
