@@ -1,0 +1,65 @@
+"""Scale rules of elementwise arithmetic."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import primitives as p
+
+from scalify_cli.core.rules.families import (
+    agrees,
+    aligned,
+    compares,
+    opaque,
+    passes_through,
+    power,
+    product,
+    quotient,
+    root,
+    scale_free,
+)
+from scalify_cli.core.scale import Scale
+from scalify_cli.core.values import Scaled, plain, promote
+
+
+def convert(equation, x):
+    """Between floats the data is cast; to integers and booleans the true value is."""
+    if jnp.issubdtype(equation.params["new_dtype"], jnp.floating):
+        return passes_through(equation, x)
+    return opaque(equation, x)
+
+
+def select(equation, which, *cases):
+    """A choice by a scalar takes the chosen case's scale; otherwise the cases agree on one."""
+    values = [promote(case) for case in cases]
+    scales = {value.scale for value in values}
+    if jnp.ndim(which) or len(scales) == 1 or None in scales:
+        data, scale = aligned(*values)
+        return [Scaled(lax.select_n(plain(which), *data), scale)]
+    data = lax.select_n(which, *(value.data for value in values))
+    exponents = (jnp.asarray(value.scale.exponent(), jnp.int32) for value in values)
+    return [Scaled(data, Scale.unknown(lax.select_n(which, *exponents)))]
+
+
+RULES = {
+    p.mul_p: product,
+    p.div_p: quotient,
+    p.integer_pow_p: power,
+    p.square_p: power,
+    p.sqrt_p: root(2),
+    p.rsqrt_p: root(-2),
+    p.cbrt_p: root(3),
+    p.convert_element_type_p: convert,
+    p.select_n_p: select,
+}
+RULES |= dict.fromkeys(
+    (p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p, p.reduce_precision_p), passes_through
+)
+RULES |= dict.fromkeys((p.add_p, p.sub_p, p.add_jaxvals_p, p.max_p, p.min_p), agrees)
+RULES |= dict.fromkeys((p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p), compares)
+RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
+RULES |= dict.fromkeys(
+    (
+        *(p.exp_p, p.exp2_p, p.expm1_p, p.log_p, p.log1p_p, p.logistic_p, p.tanh_p),
+        *(p.erf_p, p.erfc_p, p.erf_inv_p, p.sin_p, p.cos_p, p.pow_p, p.round_p, p.floor_p),
+    ),
+    opaque,
+)

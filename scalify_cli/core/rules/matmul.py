@@ -1,0 +1,54 @@
+"""Scale rules of contractions: s*t*2**floor(log2(sqrt(K))), accumulated wide, then divided."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as p
+
+from scalify_cli.core.interpreter import bind
+from scalify_cli.core.rules.families import binades
+from scalify_cli.core.values import Scaled, promote
+
+
+def contraction(size, accumulate):
+    """The rule of a bilinear primitive.
+
+    Args:
+        size: the number of summed products, from the equation's parameters and data.
+        accumulate: parameters that make the primitive return float32 for narrow operands.
+    """
+
+    def rule(equation, x, y):
+        x, y = promote(x), promote(y)
+        shift = binades(size(equation.params, x.data, y.data))
+        wide = jnp.promote_types(equation.outvars[0].aval.dtype, jnp.float32)
+        data = bind(equation, [x.data, y.data], **accumulate(wide))[0]
+        if shift:
+            data = lax.mul(data, np.asarray(2.0**-shift, data.dtype))
+        known = x.scale is not None and y.scale is not None
+        scale = (x.scale * y.scale).shifted(shift) if known else None
+        return [Scaled(data.astype(equation.outvars[0].aval.dtype), scale)]
+
+    return rule
+
+
+def dot_size(params, x, y):
+    """The number of contracted elements of a ``dot_general``."""
+    (contracted, _), _ = params["dimension_numbers"]
+    return int(np.prod([np.shape(x)[axis] for axis in contracted]))
+
+
+def convolution_size(params, x, y):
+    """Kernel elements that one output sums over."""
+    kernel = np.shape(y)
+    return int(np.prod(kernel)) // kernel[params["dimension_numbers"].rhs_spec[0]]
+
+
+def _preferred(dtype):
+    return {"preferred_element_type": dtype}
+
+
+RULES = {
+    p.dot_general_p: contraction(dot_size, _preferred),
+    p.conv_general_dilated_p: contraction(convolution_size, _preferred),
+}

@@ -1,0 +1,102 @@
+"""Scale rules of reductions, indexing and shape changes."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as p
+
+from scalify_cli.core.interpreter import bind
+from scalify_cli.core.rules.families import (
+    agrees,
+    aligned,
+    binades,
+    each_passes_through,
+    opaque,
+    passes_through,
+    scale_free,
+)
+from scalify_cli.core.values import Scaled, plain, promote
+
+
+def sum_rule(equation, x):
+    """A sum of n independent terms grows by sqrt(n): the data is divided before it can overflow."""
+    x = promote(x)
+    shape = np.shape(x.data)
+    count = int(np.prod([shape[axis] for axis in equation.params["axes"]]))
+    shift = binades(count)
+    data = bind(equation, [_divided(x.data, shift)])[0].astype(x.dtype)
+    return [Scaled(data, x.scale and x.scale.shifted(shift))]
+
+
+def _divided(data, shift):
+    """``data / 2**shift``, widened to float32 where a 16-bit sum would round or overflow."""
+    wide = data.astype(jnp.promote_types(data.dtype, jnp.float32))
+    return lax.mul(wide, np.asarray(2.0**-shift, wide.dtype)) if shift else wide
+
+
+def scatter(equation, operand, indices, updates):
+    """Updates and operand agree on a scale; a 16-bit sum is accumulated in float32."""
+    data, scale = aligned(operand, updates)
+    dtype = data[0].dtype
+    wide = [x.astype(jnp.promote_types(dtype, jnp.float32)) for x in data]
+    if any(isinstance(value, Scaled) for value in (operand, updates)):
+        result = _SCATTER[equation.primitive](wide[0], plain(indices), wide[1], equation.params)
+        return [Scaled(result.astype(dtype), scale)]
+    return bind(equation, [operand, indices, updates])
+
+
+def _scatter_with(function):
+    def apply(operand, indices, updates, params):
+        return function(
+            operand,
+            indices,
+            updates,
+            params["dimension_numbers"],
+            indices_are_sorted=params["indices_are_sorted"],
+            unique_indices=params["unique_indices"],
+            mode=params["mode"],
+        )
+
+    return apply
+
+
+_SCATTER = {
+    p.scatter_p: _scatter_with(lax.scatter),
+    p.scatter_add_p: _scatter_with(lax.scatter_add),
+    p.scatter_max_p: _scatter_with(lax.scatter_max),
+    p.scatter_min_p: _scatter_with(lax.scatter_min),
+}
+
+
+def dynamic_update(equation, operand, update, *starts):
+    """The update takes part at the common scale."""
+    data, scale = aligned(operand, update)
+    return [Scaled(bind(equation, [*data, *map(plain, starts)])[0], scale)]
+
+
+def sort(equation, *operands):
+    """One operand keeps its scale; several are sorted by true values."""
+    rule = passes_through if len(operands) == 1 else opaque
+    return rule(equation, *operands)
+
+
+RULES = {
+    p.reduce_sum_p: sum_rule,
+    p.dynamic_update_slice_p: dynamic_update,
+    p.sort_p: sort,
+    p.argmax_p: scale_free,
+    p.argmin_p: scale_free,
+    p.concatenate_p: agrees,
+    p.pad_p: agrees,
+    p.clamp_p: agrees,
+    lax.optimization_barrier_p: each_passes_through,
+}
+RULES |= dict.fromkeys(_SCATTER, scatter)
+RULES |= dict.fromkeys(
+    (
+        *(p.reshape_p, p.broadcast_in_dim_p, p.transpose_p, p.squeeze_p, p.rev_p, p.slice_p),
+        *(p.dynamic_slice_p, p.gather_p, p.reduce_max_p, p.reduce_min_p, lax.split_p),
+        *(p.cummax_p, p.cummin_p, p.reduce_window_max_p, p.reduce_window_min_p),
+    ),
+    passes_through,
+)

@@ -1,0 +1,156 @@
+"""``ScaledArray(data, scale)``: the value ``data * scale``, with a power-of-two scalar scale.
+
+The source is Scalify (arXiv 2407.17353), section 2. The scale is held in float32 because FP16
+scales overflow after a few layers, and is a power of two because other scales cost accuracy.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SMALLEST_SCALE = 2.0**-126
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class ScaledArray:
+    """An array of values ``data * scale``.
+
+    Args:
+        data: the array, in its low-precision dtype.
+        scale: a float32 scalar power of two.
+
+    Raises:
+        ValueError: the scale is known and is not a positive power of two.
+    """
+
+    __slots__ = ("data", "scale")
+
+    def __init__(self, data: Any, scale: Any):
+        self.data = data
+        self.scale = scale if _is_tracer(scale) else _power_of_two(scale)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return jnp.shape(self.data)
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def __repr__(self) -> str:
+        return f"ScaledArray(data={self.data!r}, scale={self.scale!r})"
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(unscale(self, jnp.float32), dtype=dtype)
+
+    def tree_flatten_with_keys(self):
+        key = jax.tree_util.GetAttrKey
+        return ((key("data"), self.data), (key("scale"), self.scale)), None
+
+    def tree_flatten(self):
+        return (self.data, self.scale), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children) -> "ScaledArray":
+        result = object.__new__(cls)
+        result.data, result.scale = children
+        return result
+
+
+def as_scaled(tree: Any, scale: Any = None) -> Any:
+    """Turn the float leaves of a tree into ``ScaledArray``; other leaves pass through.
+
+    Args:
+        tree: arrays, or a pytree of arrays.
+        scale: the scale of every leaf, rounded down to a power of two. ``None`` takes the power of
+            two at or below the values' root mean square where they are concrete, else 1. Zeros
+            have any scale, and take the smallest.
+    """
+    return jax.tree.map(lambda x: _leaf(x, scale), tree, is_leaf=is_scaled)
+
+
+def unscale(tree: Any, dtype: Any = None) -> Any:
+    """Plain arrays again: ``data * scale``, multiplied in float32 and cast to ``dtype``.
+
+    ``dtype=None`` keeps each array's own dtype.
+    """
+    return jax.tree.map(lambda x: _plain(x, dtype), tree, is_leaf=is_scaled)
+
+
+def is_scaled(x: Any) -> bool:
+    """Whether x is a ``ScaledArray``: the leaf test for ``jax.tree`` functions."""
+    return isinstance(x, ScaledArray)
+
+
+def is_float(x: Any) -> bool:
+    """Whether x (an array or a Python scalar) is of a real floating dtype."""
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _leaf(x: Any, scale: Any) -> Any:
+    if is_scaled(x) or not _is_float_array(x):
+        return x
+    x = jnp.asarray(x)
+    exact = jnp.float32(_scale_of(x)) if scale is None else _round_down(scale)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return ScaledArray((x.astype(wide) / exact).astype(x.dtype), exact)
+
+
+def _is_float_array(x: Any) -> bool:
+    return isinstance(x, (float, np.ndarray, np.generic, jax.Array)) and is_float(x)
+
+
+def _scale_of(x: jax.Array) -> float:
+    if _is_tracer(x) or x.size == 0:
+        return 1.0
+    values = np.asarray(x, np.float64)
+    finite = values[np.isfinite(values)]
+    mean_square = np.mean(np.square(finite)) if finite.size else 0.0
+    return SMALLEST_SCALE if mean_square == 0 else _floor_power_of_two(float(mean_square) ** 0.5)
+
+
+def _round_down(scale: Any) -> Any:
+    from scalify_cli.core.scale import exp2, log2_floor
+
+    if _is_tracer(scale):
+        return exp2(log2_floor(scale))
+    return jnp.float32(_floor_power_of_two(float(scale)))
+
+
+def _floor_power_of_two(x: float) -> float:
+    exponent = int(np.frexp(x)[1]) - 1
+    return 2.0 ** min(max(exponent, -126), 127)
+
+
+def _plain(x: Any, dtype: Any) -> Any:
+    if not is_scaled(x):
+        return x if dtype is None or not _is_float_array(x) else jnp.asarray(x, dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.data.astype(wide) * x.scale.astype(wide)).astype(dtype or x.dtype)
+
+
+def _is_tracer(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _power_of_two(scale: Any) -> Any:
+    if not isinstance(scale, (int, float, np.ndarray, np.generic, jax.Array)):
+        return scale
+    value = np.asarray(scale, np.float32)
+    if value.ndim or not (value > 0 and np.isfinite(value) and np.frexp(value)[0] == 0.5):
+        raise ValueError(
+            f"the scale {scale} is not a positive scalar power of two; "
+            "use as_scaled(values, scale) to round it down."
+        )
+    return jnp.asarray(scale, jnp.float32)

@@ -1,0 +1,107 @@
+"""``scalify(f)``: f with a scale propagated beside every float value (Scalify, Algorithm 1)."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+from jax.extend.core import primitives as p
+
+from scalify_cli.core.interpreter import bind, evaluate
+from scalify_cli.core.rules import RULES as TABLE
+from scalify_cli.core.rules.control import CALLS, LOOPS
+from scalify_cli.core.rules.families import fallback
+from scalify_cli.core.scaled_array import is_float, is_scaled
+from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, plain
+
+RULES = TABLE
+_KEEPS_VALUE = {
+    *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.copy_p),
+    *(p.convert_element_type_p, p.stop_gradient_p),
+}
+_FOLDS = {
+    *(p.add_p, p.sub_p, p.mul_p, p.div_p, p.neg_p, p.max_p, p.min_p, p.square_p, p.integer_pow_p),
+    *(p.sqrt_p, p.rsqrt_p, p.pow_p, p.exp_p, p.log_p),
+}
+
+
+def scalify(f: Callable, rules: Mapping[jex.Primitive, Callable] = RULES) -> Callable:
+    """f over ``ScaledArray``: the same results, each float value kept as data and a scale.
+
+    Args:
+        f: any JAX function. Differentiate inside it: ``jit(scalify(update))``.
+        rules: the scale rule of each primitive. A primitive without one is computed on true values
+            in float32.
+
+    Returns:
+        A function with f's signature. Arguments may mix ``ScaledArray`` and plain arrays, static
+        Python values pass to f as they are; float results that depend on a scaled argument are
+        ``ScaledArray``. Without scaled arguments it is f.
+    """
+
+    @functools.wraps(f)
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_scaled)
+        dynamic = [i for i, x in enumerate(leaves) if _is_array(x)]
+
+        def flat(arrays: Sequence[Any]) -> Any:
+            full = list(leaves)
+            for i, array in zip(dynamic, arrays, strict=True):
+                full[i] = array
+            inner_args, inner_kwargs = jax.tree.unflatten(structure, full)
+            return f(*inner_args, **inner_kwargs)
+
+        arguments = [leaves[i] for i in dynamic]
+        avals = [jax.typeof(x.data if is_scaled(x) else x) for x in arguments]
+        closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
+        outputs = run(closed, [enter(x) for x in arguments], rules)
+        return jax.tree.unflatten(jax.tree.structure(shape), [leave(x) for x in outputs])
+
+    return scaled
+
+
+def run(closed: jex.ClosedJaxpr, arguments: Sequence[Any], rules: Mapping) -> list[Any]:
+    """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values."""
+
+    def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
+        return run(jaxpr, operands, rules)
+
+    def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
+        return _apply(equation, operands, rules, inner)
+
+    consts = [constant(x) for x in closed.consts]
+    return evaluate(closed.jaxpr, consts, arguments, apply, lambda atom: constant(atom.val))
+
+
+def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:
+    primitive = equation.primitive
+    scaled = any(isinstance(x, Scaled) for x in operands)
+    uniform = [x for x in operands if isinstance(x, Uniform)]
+    if primitive in CALLS and (scaled or uniform):
+        return CALLS[primitive](equation, *operands, run=inner)
+    if scaled and primitive in LOOPS:
+        return LOOPS[primitive](equation, *operands, run=inner)
+    if scaled:
+        rule = rules.get(primitive) or getattr(primitive, "scale_rule", fallback)
+        return rule(equation, *operands)
+    if uniform and len(uniform) == len(operands):
+        return _uniform(equation, uniform)
+    return bind(equation, [plain(x) for x in operands])
+
+
+def _uniform(equation: Any, operands: list[Uniform]) -> list[Any]:
+    """Numbers known while tracing are folded while tracing."""
+    aval = equation.outvars[0].aval
+    if equation.primitive in _KEEPS_VALUE and is_float(aval):
+        return [Uniform(operands[0].value, aval.shape, aval.dtype)]
+    if equation.primitive in _FOLDS:
+        with jax.ensure_compile_time_eval():
+            value = bind(equation, [np.float32(x.value) for x in operands])[0]
+        return [Uniform(float(value), aval.shape, aval.dtype)]
+    return bind(equation, [x.array() for x in operands])
+
+
+def _is_array(x: Any) -> bool:
+    return is_scaled(x) or isinstance(x, (np.ndarray, np.generic, jax.Array))

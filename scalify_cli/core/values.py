@@ -1,0 +1,165 @@
+"""What flows along the edges of a jaxpr under ``scalify``.
+
+* ``Scaled``: data and a scale. ``scale=None`` is *any scale*: zeros, infinities, NaN.
+* ``Uniform``: one number repeated, known while tracing; it is split into mantissa and power of two
+  only where it meets a scaled value, so nothing is lost to a 16-bit dtype.
+* everything else: plain arrays, integers, keys.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from scalify_cli.core.scale import MIN_EXPONENT, ONE, Scale, exp2, log2_floor, maximum
+from scalify_cli.core.scaled_array import ScaledArray, is_float
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """The value ``data * scale`` inside a trace. ``scale=None``: only zeros, infinities or NaN.
+
+    ``stacked``: int32 exponents [length] of a loop's outputs that have one scale an iteration;
+    they are brought to one scale only when something else than a loop reads them.
+    """
+
+    data: Any
+    scale: Scale | None
+    stacked: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return jnp.shape(self.data)
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    def with_data(self, data: Any) -> "Scaled":
+        return replace(self, data=data)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A float array of one repeated number that is known while tracing."""
+
+    value: float
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def any_scale(self) -> bool:
+        return self.value == 0 or not math.isfinite(self.value)
+
+    def array(self) -> Any:
+        return jnp.full(self.shape, self.value, self.dtype)
+
+    def split(self) -> "tuple[float, Scale | None]":
+        """``(mantissa, scale)`` with 1 <= |mantissa| < 2."""
+        if self.any_scale:
+            return self.value, None
+        mantissa, exponent = math.frexp(self.value)
+        return mantissa * 2, Scale(exponent - 1)
+
+
+def enter(x: Any) -> Any:
+    """An argument of the transform: ``ScaledArray`` becomes ``Scaled``, its scale an exponent."""
+    if not isinstance(x, ScaledArray):
+        return x
+    if isinstance(x.scale, jax.core.Tracer):
+        return Scaled(x.data, Scale.unknown(log2_floor(x.scale)))
+    return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
+
+
+def leave(x: Any) -> Any:
+    """A result of the transform: ``Scaled`` becomes ``ScaledArray``, the rest plain arrays."""
+    if isinstance(x, Uniform):
+        return x.array()
+    if not isinstance(x, Scaled):
+        return x
+    x = unstack(x)
+    return ScaledArray(x.data, jnp.float32(exp2(exponent_of(x))))
+
+
+def exponent_of(x: Scaled) -> Any:
+    """log2 of the scale; any scale is the smallest, so that it never wins a maximum."""
+    return MIN_EXPONENT if x.scale is None else x.scale.exponent()
+
+
+def constant(x: Any) -> Any:
+    """A literal or a captured constant: a float scalar known while tracing becomes ``Uniform``."""
+    if isinstance(x, jax.core.Tracer) or not is_float(x) or np.size(x) != 1:
+        return x
+    return Uniform(float(np.asarray(x, np.float64).reshape(())), np.shape(x), jnp.result_type(x))
+
+
+def plain(x: Any) -> Any:
+    """The true values, in x's dtype."""
+    if isinstance(x, Uniform):
+        return x.array()
+    return true_values(x).astype(x.dtype) if isinstance(x, Scaled) else x
+
+
+def true_values(x: Any) -> Any:
+    """The true values in float32 (float64 stays): what an opaque function is applied to."""
+    if isinstance(x, Uniform):
+        return jnp.full(x.shape, x.value, _wide(x.dtype))
+    if not isinstance(x, Scaled):
+        return x.astype(_wide(x.dtype)) if is_float(x) else x
+    x = unstack(x)
+    return times(x.data.astype(_wide(x.dtype)), x.scale)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def promote(x: Any) -> Scaled:
+    """Any float value as ``Scaled``. A scalar gives its exponent to the scale; arrays get 1."""
+    if isinstance(x, Scaled):
+        return unstack(x)
+    if isinstance(x, Uniform):
+        mantissa, scale = x.split()
+        return Scaled(jnp.full(x.shape, mantissa, x.dtype), scale)
+    if np.size(x) != 1:
+        return Scaled(x, ONE)
+    finite = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
+    exponent = log2_floor(finite.reshape(()))
+    return Scaled(x * exp2(-exponent).astype(x.dtype), Scale.unknown(exponent))
+
+
+def times(data: Any, scale: Scale | None) -> Any:
+    """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
+    if scale is None or scale == ONE:
+        return data
+    factor = scale.factor()
+    narrow = np.asarray(factor, data.dtype) if scale.static else factor.astype(data.dtype)
+    return lax.mul(data, narrow)
+
+
+def at_scale(x: Scaled, scale: Scale | None) -> Any:
+    """x's data expressed at another scale."""
+    if x.scale is None or scale is None:
+        return x.data
+    return times(x.data, x.scale / scale)
+
+
+def common_scale(values: Sequence[Scaled]) -> Scale | None:
+    """The largest scale; a value of any scale has no say."""
+    scales = [x.scale for x in values if x.scale is not None]
+    return maximum(scales) if scales else None
+
+
+def unstack(x: Scaled) -> Scaled:
+    """One scale for a loop's stacked outputs: the largest."""
+    if x.stacked is None:
+        return x
+    largest = jnp.max(x.stacked)
+    factors = exp2(x.stacked - largest).astype(x.dtype)
+    factors = lax.broadcast_in_dim(factors, x.shape, (0,))
+    return Scaled(x.data * factors, Scale.unknown(largest))

@@ -1,0 +1,1 @@
+"""Models: plain JAX functions that know nothing of precision."""
