@@ -1,0 +1,199 @@
+"""``runs/<id>/``: the truth about a run, readable at any moment and written by one process."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from scalify_cli.errors import UserError
+from scalify_cli.tracking.files import json_line, write_atomically
+from scalify_cli.tracking.provenance import environment, patch
+
+STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
+HEARTBEAT_SECONDS = 10.0
+LOCK = ".lock"
+_HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second")
+_RECORD_SECONDS = 1.0  # records come by the millisecond; the file changes once a second
+
+
+class RunDirectory:
+    """One run's folder, held under an exclusive lock while in a ``with`` block.
+
+    Entering makes the folder and takes the lock; ``start`` turns it into a run. Leaving through an
+    exception ends the run as ``failed`` (an interrupt: ``preempted``) with the error's text.
+
+    Args:
+        path: the folder, ``runs/<id>``.
+
+    Raises:
+        UserError: on entering, another process is writing this run.
+        OSError: the folder cannot be made or written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._guard = threading.Lock()
+        self._over = threading.Event()
+        self._heart: threading.Thread | None = None
+        self._written = 0.0
+        self._status: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What ``state.json`` says; empty before the first ``start``."""
+        return dict(self._status)
+
+    @property
+    def attempt(self) -> int:
+        """How many processes have started this run, this one included."""
+        return self._status.get("attempt", 0)
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _take_lock(self.path)
+        self._status = read_status(self.path)
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is not None and self._status.get("state") == "running":
+            state = "failed" if isinstance(error, Exception) else "preempted"
+            self._try_to_finish(state, _one_line(error))
+        self._over.set()
+        if self._heart:
+            self._heart.join()
+        self._lock.close()
+
+    def clear(self) -> None:
+        """Forget earlier attempts: remove everything but the lock."""
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
+        self._status = {}
+
+    def start(
+        self,
+        *,
+        config: str,
+        overrides: Sequence[str],
+        steps: int,
+        step: int = 0,
+        devices: Sequence[str] = (),
+        argv: Sequence[str] | None = None,
+    ) -> None:
+        """Write what the run is and where it comes from, then ``running``, and keep a heartbeat.
+
+        Args:
+            config: the resolved configuration, as YAML.
+            overrides: the words of the command line.
+            steps, step: updates of the whole run, and those already made.
+            devices: descriptions for ``env.json``.
+            argv: the command; None: this process's.
+        """
+        folder = Path.cwd()
+        facts = environment(devices, sys.argv if argv is None else argv, folder)
+        write_atomically(self.path / "config.yaml", config)
+        write_atomically(self.path / "overrides.txt", "".join(f"{word}\n" for word in overrides))
+        write_atomically(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
+        write_atomically(self.path / "git.patch", patch(folder))
+        self._status |= {"state": "running", "step": step, "steps": steps, **_process()}
+        self._status |= {"started": _now(), "error": None, "attempt": self.attempt + 1}
+        self._write()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._heart.start()
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Note how far the run is: its step, and the newest of its metrics."""
+        with self._guard:
+            self._status["step"] = record["step"]
+            metrics = self._status.get("metrics", {})
+            self._status["metrics"] = metrics | {k: record[k] for k in _HEADLINES if k in record}
+        if time.monotonic() - self._written >= _RECORD_SECONDS:
+            self._write()
+
+    def log(self, message: str) -> None:
+        """Append one line to ``log.txt``."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{_now()} {message}\n")
+
+    def finish(self, state: str, *, error: str | None = None, **facts: Any) -> None:
+        """End the run in one of ``STATES``; ``facts`` are added to ``state.json``."""
+        if state not in STATES:
+            raise ValueError(f"{state} is no state of a run; choose from {', '.join(STATES)}")
+        self._over.set()
+        with self._guard:
+            self._status |= {"state": state, "error": error, **facts}
+        self._write()
+
+    def _try_to_finish(self, state: str, error: str) -> None:
+        try:
+            self.finish(state, error=error)
+        except OSError:  # a full disk: the first error is the one to report
+            self._over.set()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            try:
+                self._write()
+            except OSError:
+                continue  # the next beat may find room; training notices a full disk by itself
+
+    def _write(self) -> None:
+        with self._guard:
+            self._written = time.monotonic()
+            self._status["updated"] = _now()
+            write_atomically(self.path / "state.json", json_line(self._status))
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The ``state.json`` of a run directory; empty when there is none, or it is no JSON object."""
+    try:
+        status = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _take_lock(path: Path):
+    file = (path / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"run {path.name} is already being written by {holder}.",
+            f"follow it with `scalify logs {path.name} -f`.",
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def _process() -> dict[str, Any]:
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"host": platform.node(), "pid": os.getpid(), "slurm_job_id": job}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
