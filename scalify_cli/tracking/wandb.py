@@ -225,8 +225,9 @@ class _Swallow:
 
 
 def _quiet_wandb() -> Any:
-    """The module; its import takes half a second, and some of its lines ignore its settings."""
+    """The module; its import takes half a second, and these two it reads only from here."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its reports delay a process's exit
     import wandb
 
     return wandb

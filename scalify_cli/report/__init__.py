@@ -1,0 +1,1 @@
+"""Reading runs, comparing them, and writing what was found."""

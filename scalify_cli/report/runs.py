@@ -1,0 +1,171 @@
+"""Finding and reading run directories. Starts no jax, so that ``scalify ls`` is quick."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalify_cli.errors import UserError
+
+SILENCE_SECONDS = 120.0  # a heartbeat comes every ten
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run directory says about itself.
+
+    ``state`` is that of ``state.json``, except that a ``running`` whose process is gone, or which
+    has been silent on another machine, is ``failed``. ``metrics`` holds the newest ``train/loss``,
+    ``val/loss`` and ``perf/tokens_per_second``; ``status`` all of ``state.json``.
+    """
+
+    id: str
+    path: Path
+    state: str
+    step: int
+    steps: int
+    config: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    started: datetime | None = None
+    updated: datetime | None = None
+    error: str | None = None
+    status: dict[str, Any] = field(default_factory=dict)
+
+
+def find_runs(runs_dir: Path) -> list[RunInfo]:
+    """Every run of a folder, the one updated last at the end; none where the folder is missing."""
+    if not runs_dir.is_dir():
+        return []
+    paths = [entry for entry in runs_dir.iterdir() if (entry / "state.json").is_file()]
+    runs = [read_run(path) for path in paths]
+    return sorted(runs, key=lambda run: (run.updated or datetime.min.replace(tzinfo=UTC), run.id))
+
+
+def resolve(runs_dir: Path, prefix: str) -> RunInfo:
+    """The one run whose id begins with ``prefix``; ``@last`` or ``-1`` is the one updated last.
+
+    Raises:
+        UserError: none does, or several do.
+    """
+    runs = find_runs(runs_dir)
+    if prefix in ("@last", "-1"):
+        matches = runs[-1:]
+    else:
+        matches = [run for run in runs if prefix and run.id.startswith(prefix)]
+    exact = [run for run in matches if run.id == prefix]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
+    raise _no_such_run(runs_dir, prefix, runs) if not matches else _ambiguous(prefix, matches)
+
+
+def read_run(path: Path) -> RunInfo:
+    """What one run directory says; tolerates missing and half-made files."""
+    status = _read_json(path / "state.json")
+    state, error = _true_state(status)
+    return RunInfo(
+        id=path.name,
+        path=path,
+        state=state,
+        step=status.get("step") or 0,
+        steps=status.get("steps") or 0,
+        config=_read_yaml(path / "config.yaml"),
+        overrides=_read_text(path / "overrides.txt").splitlines(),
+        metrics=status.get("metrics") or {},
+        started=_time(status.get("started")),
+        updated=_time(status.get("updated")),
+        error=error,
+        status=status,
+    )
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run directory's ``metrics.jsonl``, oldest first; torn lines left out."""
+    for line in _read_text(path / "metrics.jsonl").splitlines():
+        record = _parse(line)
+        if "step" in record:
+            yield record
+
+
+def _true_state(status: dict[str, Any]) -> tuple[str, str | None]:
+    """The state and the error, seen through a process that died without a word."""
+    state, error = status.get("state", "pending"), status.get("error")
+    if state != "running":
+        return state, error
+    if status.get("host") == platform.node():
+        pid = status.get("pid", 0)
+        return (state, error) if _alive(pid) else ("failed", f"process {pid} is gone")
+    silence = _silence(status)
+    if silence > SILENCE_SECONDS:
+        return "failed", f"nothing heard from {status.get('host')} for {silence:.0f} s"
+    return state, error
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid > 0
+
+
+def _silence(status: dict[str, Any]) -> float:
+    updated = _time(status.get("updated"))
+    return (datetime.now(UTC) - updated).total_seconds() if updated else float("inf")
+
+
+def _no_such_run(runs_dir: Path, prefix: str, runs: list[RunInfo]) -> UserError:
+    if not runs:
+        return UserError(
+            f"there are no runs in {runs_dir}.",
+            "start one with `scalify run`, or name another folder with --runs-dir.",
+        )
+    return UserError(f"no run in {runs_dir} begins with '{prefix}'.", "`scalify ls` lists them.")
+
+
+def _ambiguous(prefix: str, matches: list[RunInfo]) -> UserError:
+    ids = ", ".join(sorted(run.id for run in matches)[:4])
+    return UserError(f"'{prefix}' is the beginning of {len(matches)} runs.", f"type more of: {ids}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parse(_read_text(path))
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        found = yaml.load(_read_text(path), Loader=loader)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _time(text: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
