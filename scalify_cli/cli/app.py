@@ -1,0 +1,63 @@
+"""The ``scalify`` command. Nothing heavy is imported before a command asks for it."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from scalify_cli.cli import configs, doctor, run, runs
+from scalify_cli.cli.completion import candidates, completion
+from scalify_cli.cli.errors import explain, is_verbose, print_error
+
+app = typer.Typer(
+    name="scalify",
+    help="Train transformers in FP8 and FP16 with scales propagated end to end.",
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("ls")(runs.ls)
+app.command("show")(runs.show)
+app.command("logs")(runs.logs)
+app.command("configs")(configs.configs)
+app.command("doctor")(doctor.doctor)
+app.command("completion")(completion)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("scalify-cli"))
+        raise typer.Exit
+
+
+@app.callback()
+def _scalify(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Train transformers in FP8 and FP16 with scales propagated end to end."""
+
+
+def main() -> None:
+    """The console script."""
+    raise SystemExit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code."""
+    if arguments[:1] == ["_complete"]:
+        print("\n".join(candidates(" ".join(arguments[1:]), typer.main.get_command(app))))
+        return 0
+    try:
+        code = typer.main.get_command(app)(
+            list(arguments) or ["--help"], prog_name="scalify", standalone_mode=False
+        )
+    except (KeyboardInterrupt, Exception) as error:  # the outermost frame: nothing may escape
+        problem = explain(error, arguments)
+        print_error(problem, error if is_verbose(arguments) else None)
+        return problem.exit_code
+    return code if isinstance(code, int) else 0

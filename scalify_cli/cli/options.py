@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+import json
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", envvar="SCALIFY_RUNS", help="Where the runs are.")
+]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", help="A folder of your own options, searched first.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; tracebacks too.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="As precision=fp8 trainer.steps=100.", show_default=False
+    ),
+]
+RUNS = Path("runs")
+
+
+class Cfg(StrEnum):
+    """How much of the configuration to print."""
+
+    diff = "diff"
+    full = "full"
+    json = "json"
+
+
+class Wandb(StrEnum):
+    """Where W&B records go."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+def print_json(value: Any) -> None:
+    """Strict JSON on stdout: NaN and infinities become null, paths text."""
+    typer.echo(json.dumps(_strict(value), indent=2, default=str))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
