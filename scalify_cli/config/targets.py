@@ -110,17 +110,26 @@ def _assign(path: str, schema: DictConfig, key: str, value: Any, declared: Any) 
 def _check_arguments(
     group: str, target: Callable[..., Any], given: dict[str, Any], partial: bool
 ) -> None:
-    parameters = inspect.signature(target).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
+    named, required, open_ended = _parameters(target)
     for key in given:
-        if key not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-            _refuse_key(group, key, list(parameters))
+        if key not in named and not open_ended:
+            _refuse_key(group, key, named)
     missing = [key for key, value in given.items() if value == "???"]
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    for key, parameter in parameters.items():
-        if key not in given and parameter.default is parameter.empty and parameter.kind in named:
-            missing.append(key)
+    missing += [key for key in required if key not in given]
     _require(group, [] if partial else missing)
+
+
+def _parameters(target: Callable[..., Any]) -> tuple[list[str], list[str], bool]:
+    """Names of the keywords, of those without a default, and whether any other will do."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError:  # some builtins do not tell
+        return [], [], True
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = [parameter for parameter in parameters if parameter.kind in keywords]
+    required = [parameter.name for parameter in named if parameter.default is parameter.empty]
+    open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    return [parameter.name for parameter in named], required, open_ended
 
 
 def _refuse_key(group: str, key: str, known: list[str]) -> None:
