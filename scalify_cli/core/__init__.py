@@ -1,6 +1,22 @@
 """The paper: ``ScaledArray``, the jaxpr interpreter, the scale rules and ``scalify``."""
 
-from scalify_cli.core.scaled_array import ScaledArray, as_scaled, is_scaled, unscale
+from scalify_cli.core.custom_scale import custom_scale
+from scalify_cli.core.rescale import rescale, rescale_cotangent
+from scalify_cli.core.scaled_array import ScaledArray, as_scaled, is_float, is_scaled, unscale
+from scalify_cli.core.tap import tap, tap_p
 from scalify_cli.core.transform import RULES, scalify
 
-__all__ = ["RULES", "ScaledArray", "as_scaled", "is_scaled", "scalify", "unscale"]
+__all__ = [
+    "RULES",
+    "ScaledArray",
+    "as_scaled",
+    "custom_scale",
+    "is_float",
+    "is_scaled",
+    "rescale",
+    "rescale_cotangent",
+    "scalify",
+    "tap",
+    "tap_p",
+    "unscale",
+]

@@ -7,12 +7,49 @@ transform's business.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core as jex
 
+from scalify_cli.core.scaled_array import is_scaled
+
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
+
+
+class Program(NamedTuple):
+    """A traced call: its jaxpr, its array arguments, and how to rebuild the result."""
+
+    closed: jex.ClosedJaxpr
+    arguments: list[Any]
+    rebuild: Callable[[Sequence[Any]], Any]
+
+
+def trace_call(f: Callable, args: tuple, kwargs: dict) -> Program:
+    """Trace ``f(*args, **kwargs)`` on its array leaves; other leaves (numbers, flags) are static.
+
+    A ``ScaledArray`` is one argument, traced with the type of its data.
+    """
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_scaled)
+    dynamic = [i for i, x in enumerate(leaves) if _is_array(x)]
+
+    def flat(arrays: Sequence[Any]) -> Any:
+        full = list(leaves)
+        for i, array in zip(dynamic, arrays, strict=True):
+            full[i] = array
+        inner_args, inner_kwargs = jax.tree.unflatten(structure, full)
+        return f(*inner_args, **inner_kwargs)
+
+    arguments = [leaves[i] for i in dynamic]
+    avals = [jax.typeof(x.data if is_scaled(x) else x) for x in arguments]
+    closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
+    result = jax.tree.structure(shape)
+    return Program(closed, arguments, lambda outputs: jax.tree.unflatten(result, outputs))
+
+
+def _is_array(x: Any) -> bool:
+    return is_scaled(x) or isinstance(x, (np.ndarray, np.generic, jax.Array))
 
 
 def evaluate(
@@ -21,6 +58,7 @@ def evaluate(
     arguments: Sequence[Any],
     apply: Apply,
     literal: Callable[[jex.Literal], Any] = lambda atom: atom.val,
+    on_value: Callable[[jex.Var, Any], Any] = lambda var, value: value,
 ) -> list[Any]:
     """The outputs of ``jaxpr``, each equation computed by ``apply``.
 
@@ -28,18 +66,22 @@ def evaluate(
         consts, arguments: values of ``jaxpr.constvars`` and ``jaxpr.invars``.
         apply: computes the outputs of one equation from its operands.
         literal: turns a literal into a value.
+        on_value: may replace an argument or a result before it is read.
     """
     values: dict[jex.Var, Any] = {}
 
     def read(atom: Any) -> Any:
         return literal(atom) if isinstance(atom, jex.Literal) else values[atom]
 
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
+    def write(variables: Sequence[Any], results: Sequence[Any]) -> None:
+        for variable, result in zip(variables, results, strict=True):
+            values[variable] = on_value(variable, result)
+
+    write(jaxpr.constvars, consts)
+    write(jaxpr.invars, arguments)
     for equation in live_equations(jaxpr):
         with named(equation):
-            outputs = apply(equation, [read(atom) for atom in equation.invars])
-        values.update(zip(equation.outvars, outputs, strict=True))
+            write(equation.outvars, apply(equation, [read(atom) for atom in equation.invars]))
     return [read(atom) for atom in jaxpr.outvars]
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import bind, evaluate
+from scalify_cli.core.interpreter import bind, evaluate, trace_call
 from scalify_cli.core.rules import RULES as TABLE
-from scalify_cli.core.rules.control import CALLS, LOOPS
+from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
 from scalify_cli.core.rules.families import fallback
-from scalify_cli.core.scaled_array import is_float, is_scaled
+from scalify_cli.core.scaled_array import is_float
 from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, plain
 
 RULES = TABLE
@@ -43,21 +43,9 @@ def scalify(f: Callable, rules: Mapping[jex.Primitive, Callable] = RULES) -> Cal
 
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
-        leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_scaled)
-        dynamic = [i for i, x in enumerate(leaves) if _is_array(x)]
-
-        def flat(arrays: Sequence[Any]) -> Any:
-            full = list(leaves)
-            for i, array in zip(dynamic, arrays, strict=True):
-                full[i] = array
-            inner_args, inner_kwargs = jax.tree.unflatten(structure, full)
-            return f(*inner_args, **inner_kwargs)
-
-        arguments = [leaves[i] for i in dynamic]
-        avals = [jax.typeof(x.data if is_scaled(x) else x) for x in arguments]
-        closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
-        outputs = run(closed, [enter(x) for x in arguments], rules)
-        return jax.tree.unflatten(jax.tree.structure(shape), [leave(x) for x in outputs])
+        program = trace_call(f, args, kwargs)
+        outputs = run(program.closed, [enter(x) for x in program.arguments], rules)
+        return program.rebuild([leave(x) for x in outputs])
 
     return scaled
 
@@ -85,7 +73,7 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
         return LOOPS[primitive](equation, *operands, run=inner)
     if scaled:
         rule = rules.get(primitive) or getattr(primitive, "scale_rule", fallback)
-        return rule(equation, *operands)
+        return rule(equation, *map(unstacked, operands))
     if uniform and len(uniform) == len(operands):
         return _uniform(equation, uniform)
     return bind(equation, [plain(x) for x in operands])
@@ -101,7 +89,3 @@ def _uniform(equation: Any, operands: list[Uniform]) -> list[Any]:
             value = bind(equation, [np.float32(x.value) for x in operands])[0]
         return [Uniform(float(value), aval.shape, aval.dtype)]
     return bind(equation, [x.array() for x in operands])
-
-
-def _is_array(x: Any) -> bool:
-    return is_scaled(x) or isinstance(x, (np.ndarray, np.generic, jax.Array))

@@ -7,6 +7,7 @@ from scalify_cli.formats.cast import (
     round_to_grid,
     saturating_cast,
     stochastic_round,
+    widen,
 )
 from scalify_cli.formats.format import Format
 from scalify_cli.formats.table import FORMATS, find_format
@@ -21,4 +22,5 @@ __all__ = [
     "round_to_grid",
     "saturating_cast",
     "stochastic_round",
+    "widen",
 ]

@@ -10,8 +10,6 @@ For x in ``[format.min, format.max]`` the nearest rounding returns the q on the 
 minimises |x - q|, and of two such the one with an even significand; outside, the bound it passed.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,21 +107,19 @@ def _checked(x: jax.Array) -> jax.Array:
     return x
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def rounded(x: jax.Array, format: Format, rounding: str, bits: jax.Array | None) -> jax.Array:
+    """What the rounding primitive computes."""
+    return _narrow(_round_float32(widen(x), format, rounding, bits, x.dtype), x.dtype)
+
+
 def _cast(x: jax.Array, format: Format, rounding: str, bits: jax.Array | None) -> jax.Array:
-    return _narrow(_round_float32(_widen(x), format, rounding, bits, x.dtype), x.dtype)
+    from scalify_cli.formats.primitive import cast_p
+
+    return cast_p.bind(*(x,) if bits is None else (x, bits), format=format, rounding=rounding)
 
 
-@_cast.defjvp
-def _cast_jvp(format, rounding, primals, tangents):
-    x, bits = primals
-    low, high = bounds(format, x.dtype)
-    tangent = jnp.where((x >= low) & (x <= high), tangents[0], jnp.zeros_like(tangents[0]))
-    return _cast(x, format, rounding, bits), tangent
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    """Exactly to float32; bfloat16 by its bits, as processors convert its subnormals to zero."""
+def widen(x: jax.Array) -> jax.Array:
+    """To float32 exactly; bfloat16 by its bits, as processors convert its subnormals to zero."""
     if x.dtype == jnp.bfloat16:
         return _float(lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16)
     return x.astype(jnp.float32)

@@ -16,7 +16,7 @@ cast_p = jex.Primitive("saturating_cast")
 
 
 def _function(x: Any, *bits: Any, format: Any, rounding: str) -> Any:
-    return cast.rounded(x, format, rounding, *bits)
+    return cast.rounded(x, format, rounding, bits[0] if bits else None)
 
 
 def _jvp(tangent: Any, x: Any, *bits: Any, format: Any, rounding: str) -> Any:

@@ -91,6 +91,7 @@ def without_consts(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
 
 
 def unstacked(x: Any) -> Any:
+    """x at one scale, if a loop stacked it."""
     return unstack(x) if isinstance(x, Scaled) else x
 
 

@@ -164,4 +164,4 @@ def scale_free(equation: Any, x: Any) -> list[Any]:
 
 def binades(count: int) -> int:
     """The power of two at or below the square root of a count of summed terms."""
-    return int(math.floor(math.log2(count) / 2)) if count > 0 else 0
+    return math.floor(math.log2(count) / 2) if count > 0 else 0

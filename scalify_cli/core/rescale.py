@@ -1,0 +1,70 @@
+"""``rescale``: choose a scale anew from the data; outside ``scalify`` it does nothing.
+
+Scalify, section 3.3 (Algorithm 4). Static propagation drifts in the backward pass, so a few points
+(the backward of norms, the gradients before the optimizer) measure their data instead.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+from jax.interpreters import ad, batching, mlir
+
+from scalify_cli.core.scale import Scale, exp2, log2_floor
+from scalify_cli.core.values import Scaled, promote
+
+NORMS = {
+    "l2": lambda x: jnp.sqrt(jnp.mean(jnp.square(x))),
+    "l1": lambda x: jnp.mean(jnp.abs(x)),
+    "max": lambda x: jnp.max(jnp.abs(x), initial=0),
+}
+
+
+def rescale(x: Any, norm: str = "l2", headroom: int = 0) -> Any:
+    """The same values, under ``scalify`` with a scale that brings the data's norm into [1, 2).
+
+    Args:
+        x: an array, or a pytree of arrays.
+        norm: ``l2`` (root mean square), ``l1`` (mean magnitude) or ``max``.
+        headroom: binades to lift the data above that, for a format's full range.
+
+    Raises:
+        ValueError: the norm is unknown.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; choose from {', '.join(NORMS)}.")
+    return jax.tree.map(lambda y: rescale_p.bind(y, norm=norm, headroom=headroom), x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def rescale_cotangent(x: Any, norm: str = "l2") -> Any:
+    """x itself; its cotangent is rescaled on the way back."""
+    return x
+
+
+rescale_cotangent.defvjp(
+    lambda x, norm: (x, None), lambda norm, _, cotangent: (rescale(cotangent, norm),)
+)
+
+
+def _rule(equation: Any, x: Any) -> list[Any]:
+    x = promote(x)
+    if x.scale is None:
+        return [x]
+    wide = x.data.astype(jnp.promote_types(x.dtype, jnp.float32))
+    size = NORMS[equation.params["norm"]](wide)
+    known = jnp.isfinite(size) & (size > 0)
+    change = jnp.where(known, log2_floor(size) - equation.params["headroom"], 0)
+    data = (wide * exp2(-change)).astype(x.dtype)
+    return [Scaled(data, x.scale * Scale.unknown(change))]
+
+
+rescale_p = jex.Primitive("rescale")
+rescale_p.scale_rule = _rule
+rescale_p.def_impl(lambda x, **_: x)
+rescale_p.def_abstract_eval(lambda x, **_: x)
+mlir.register_lowering(rescale_p, mlir.lower_fun(lambda x, **_: x, multiple_results=False))
+ad.defjvp(rescale_p, lambda tangent, x, **_: tangent)
+batching.defvectorized(rescale_p)

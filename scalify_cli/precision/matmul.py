@@ -1,0 +1,169 @@
+"""Matmuls whose operands are rounded: forward format on the way in, backward on cotangents.
+
+The operands stay in the compute dtype and hold values of the narrow format's grid, so one trace
+serves every platform. Accelerators receive real float8 operands; the CPU receives the same values
+in bfloat16 (every FP8 value is one), which is exact with float32 accumulation and much faster.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex
+from jax.interpreters import batching, mlir
+
+from scalify_cli.core import tap
+from scalify_cli.core.rules.matmul import contraction, dot_size
+from scalify_cli.formats import Format, saturating_cast
+
+Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+class Rounding(NamedTuple):
+    """Formats of one matmul, and the name under which its operands can be observed."""
+
+    forward: Format
+    backward: Format
+    name: str
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rounded_dot(x: Any, y: Any, dimensions: Dimensions, rounding: Rounding) -> jax.Array:
+    """``lax.dot_general`` of x and y rounded to the forward format, in x's dtype.
+
+    Its cotangent is rounded to the backward format in both gradient matmuls. The unrounded
+    operands are what is kept for them: a parameter is then not copied.
+    """
+    roles = _roles(y, dimensions)
+    x8 = _rounded(x, rounding.forward, f"{rounding.name}.{roles[0]}")
+    y8 = _rounded(y, rounding.forward, f"{rounding.name}.{roles[1]}")
+    return _dot(x8, y8, dimensions, rounding.forward, rounding.forward).astype(x.dtype)
+
+
+def _forward(x, y, dimensions, rounding):
+    return rounded_dot(x, y, dimensions, rounding), (x, y)
+
+
+def _backward(dimensions, rounding, operands, cotangent):
+    x, y = operands
+    forward, backward = rounding.forward, rounding.backward
+    (x_sum, y_sum), (x_batch, y_batch) = dimensions
+    g8 = _rounded(cotangent, backward, f"{rounding.name}.cotangent")
+    x8, y8 = saturating_cast(x, forward), saturating_cast(y, forward)
+    x_free, y_free = _free(x, x_sum, x_batch), _free(y, y_sum, y_batch)
+    batch = tuple(range(len(x_batch)))
+    g_x = tuple(range(len(batch), len(batch) + len(x_free)))
+    g_y = tuple(range(len(batch) + len(x_free), cotangent.ndim))
+
+    dx = _dot(g8, y8, ((g_y, y_free), (batch, y_batch)), backward, forward)
+    dx_axes = (*x_batch, *x_free, *(x_sum[i] for i in np.argsort(y_sum)))
+    dy = _dot(x8, g8, ((x_free, g_x), (x_batch, batch)), forward, backward)
+    dy_axes = (*y_batch, *(y_sum[i] for i in np.argsort(x_sum)), *y_free)
+    return _arranged(dx.astype(x.dtype), dx_axes), _arranged(dy.astype(y.dtype), dy_axes)
+
+
+rounded_dot.defvjp(_forward, _backward)
+
+
+def _rounded(x, format, name):
+    return tap(x, name, saturating_cast(x, format), format.name)
+
+
+def _roles(y, dimensions):
+    weight = not dimensions[1][0] and y.ndim == 2
+    return ("activation", "weight") if weight else ("left", "right")
+
+
+def _free(x, *used):
+    taken = {axis for axes in used for axis in axes}
+    return tuple(axis for axis in range(x.ndim) if axis not in taken)
+
+
+def _arranged(x, axes):
+    """x, whose i-th axis belongs at place ``axes[i]``, in order."""
+    order = tuple(int(i) for i in np.argsort(axes))
+    return x if order == tuple(range(x.ndim)) else lax.transpose(x, order)
+
+
+def _dot(x, y, dimensions, x_format, y_format):
+    return rounded_dot_p.bind(
+        x,
+        y,
+        dimension_numbers=dimensions,
+        x_format=x_format,
+        y_format=y_format,
+        preferred_element_type=jnp.dtype(jnp.float32),
+    )
+
+
+def _in_float8(x, y, *, dimension_numbers, x_format, y_format, preferred_element_type):
+    """Float8 operands straight into ``dot_general``: an FP8 GEMM on accelerators that have one."""
+    x = x.astype(x_format.dtype) if _is_float8(x_format) else x
+    y = y.astype(y_format.dtype) if _is_float8(y_format) else y
+    return lax.dot_general(
+        x, y, dimension_numbers, preferred_element_type=preferred_element_type
+    )
+
+
+def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_element_type):
+    """The same products: every value fits bfloat16, and sums are taken in float32."""
+    x = x.astype(jnp.bfloat16) if _fits_bfloat16(x_format) else x
+    y = y.astype(jnp.bfloat16) if _fits_bfloat16(y_format) else y
+    return lax.dot_general(
+        x, y, dimension_numbers, preferred_element_type=preferred_element_type
+    )
+
+
+def _is_float8(format: Format) -> bool:
+    return format.dtype is not None and jnp.dtype(format.dtype).itemsize == 1
+
+
+def _fits_bfloat16(format: Format) -> bool:
+    return format.mantissa_bits <= 7
+
+
+def _shape(x, y, *, dimension_numbers, preferred_element_type, **_):
+    (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
+    batch = [x.shape[axis] for axis in x_batch]
+    free = [x.shape[axis] for axis in _free(x, x_sum, x_batch)]
+    free += [y.shape[axis] for axis in _free(y, y_sum, y_batch)]
+    return jax.core.ShapedArray((*batch, *free), preferred_element_type)
+
+
+def _batched(operands, axes, *, dimension_numbers, **params):
+    """vmap: one more batch dimension, or one more free one."""
+    (x, y), (x_axis, y_axis) = operands, axes
+    moved = [
+        z if axis is None else jnp.moveaxis(z, axis, 0)
+        for z, axis in ((x, x_axis), (y, y_axis))
+    ]
+    if x_axis is None or y_axis is None:
+        moved = [
+            jnp.broadcast_to(z, (moved[1 - i].shape[0], *z.shape)) if axis is None else z
+            for i, (z, axis) in enumerate(zip(moved, axes, strict=True))
+        ]
+    (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
+    up = lambda dims: tuple(d + 1 for d in dims)  # noqa: E731
+    dims = ((up(x_sum), up(y_sum)), ((0, *up(x_batch)), (0, *up(y_batch))))
+    return rounded_dot_p.bind(*moved, dimension_numbers=dims, **params), 0
+
+
+rounded_dot_p = jex.Primitive("rounded_dot_general")
+rounded_dot_p.scale_rule = contraction(
+    dot_size, lambda dtype: {"preferred_element_type": jnp.dtype(dtype)}
+)
+rounded_dot_p.def_impl(
+    jax.jit(
+        lambda x, y, **params: rounded_dot_p.bind(x, y, **params),
+        static_argnames=("dimension_numbers", "x_format", "y_format", "preferred_element_type"),
+    )
+)
+rounded_dot_p.def_abstract_eval(_shape)
+mlir.register_lowering(rounded_dot_p, mlir.lower_fun(_in_float8, multiple_results=False))
+mlir.register_lowering(
+    rounded_dot_p, mlir.lower_fun(_in_bfloat16, multiple_results=False), platform="cpu"
+)
+batching.primitive_batchers[rounded_dot_p] = _batched
