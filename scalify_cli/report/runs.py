@@ -3,9 +3,10 @@
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class RunInfo:
 
     ``state`` is that of ``state.json``, except that a ``running`` whose process is gone, or which
     has been silent on another machine, is ``failed``. ``metrics`` holds the newest ``train/loss``,
-    ``val/loss`` and ``perf/tokens_per_second``; ``status`` all of ``state.json``.
+    ``val/loss`` and ``perf/tokens_per_second``; ``started`` and ``updated`` are in seconds since
+    1970; ``status`` is all of ``state.json``.
     """
 
     id: str
@@ -33,8 +35,8 @@ class RunInfo:
     config: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     metrics: dict[str, float | None] = field(default_factory=dict)
-    started: datetime | None = None
-    updated: datetime | None = None
+    started: float | None = None
+    updated: float | None = None
     error: str | None = None
     status: dict[str, Any] = field(default_factory=dict)
 
@@ -45,7 +47,7 @@ def find_runs(runs_dir: Path) -> list[RunInfo]:
         return []
     paths = [entry for entry in runs_dir.iterdir() if (entry / "state.json").is_file()]
     runs = [read_run(path) for path in paths]
-    return sorted(runs, key=lambda run: (run.updated or datetime.min.replace(tzinfo=UTC), run.id))
+    return sorted(runs, key=lambda run: (run.updated or 0.0, run.id))
 
 
 def resolve(runs_dir: Path, prefix: str) -> RunInfo:
@@ -119,7 +121,7 @@ def _alive(pid: int) -> bool:
 
 def _silence(status: dict[str, Any]) -> float:
     updated = _time(status.get("updated"))
-    return (datetime.now(UTC) - updated).total_seconds() if updated else float("inf")
+    return time.time() - updated if updated else float("inf")
 
 
 def _no_such_run(runs_dir: Path, prefix: str, runs: list[RunInfo]) -> UserError:
@@ -164,8 +166,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _time(text: Any) -> datetime | None:
+def _time(text: Any) -> float | None:
     try:
-        return datetime.fromisoformat(text)
+        return datetime.fromisoformat(text).timestamp()
     except (TypeError, ValueError):
         return None

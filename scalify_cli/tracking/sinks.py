@@ -113,7 +113,7 @@ class Histograms(Null):
     def histograms(self, step: int, statistics: Statistics) -> None:
         temporary = self._folder / f".{step:08d}.tmp"
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **_columns(statistics))
+            np.savez_compressed(file, **_columns(statistics))  # pyright: ignore[reportArgumentType]
         os.replace(temporary, self._folder / f"{step:08d}.npz")
 
 

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,9 @@ class Wandb:
             client.finish(state)
             raise _Finished
 
-        try:
-            self._queue.put(end, timeout=FINISH_SECONDS)
-        except queue.Full:
-            return
-        self._thread.join(FINISH_SECONDS)
+        with suppress(queue.Full):
+            self._queue.put(end, timeout=FINISH_SECONDS / 2)
+            self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
             self._notify("W&B did not finish in time; `wandb sync` can send the rest later.")
 
