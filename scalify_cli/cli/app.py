@@ -49,7 +49,7 @@ def main() -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run one command line (without the program's name) and return its exit code."""
-    if arguments[:1] == ["_complete"]:
+    if arguments and arguments[0] == "_complete":
         print("\n".join(candidates(" ".join(arguments[1:]), typer.main.get_command(app))))
         return 0
     try:

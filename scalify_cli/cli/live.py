@@ -55,7 +55,7 @@ class LiveLine:
 
     def show(self, record: dict[str, Any]) -> None:
         if "event" in record:
-            self.live.console.print(record.get("message", record["event"]), style="dim")
+            self.live.console.print(record.get("message", record["event"]))
             return
         self.latest.update(record)
         self.live.update(live_line(self.latest, self.steps), refresh=False)

@@ -171,11 +171,9 @@ def _amounts(config: "DictConfig") -> dict[str, int]:
 
 
 def _known_state(path: Path) -> str | None:
-    from scalify_cli.report.runs import find_runs
+    from scalify_cli.report.runs import read_run
 
-    if not path.is_dir():
-        return None
-    return next((run.state for run in find_runs(path.parent) if run.id == path.name), None)
+    return read_run(path).state if (path / "state.json").is_file() else None
 
 
 def _check_writable(runs_dir: Path) -> None:

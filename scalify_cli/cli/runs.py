@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalify_cli.cli.options import RUNS, Json, RunsDir, Verbose, print_json
-from scalify_cli.cli.summary import results
+from scalify_cli.cli.summary import result_rows, results
 from scalify_cli.cli.text import columns, duration, number, size
 from scalify_cli.errors import UserError
 
@@ -48,7 +48,8 @@ def show(
     run = resolve(runs_dir, run_id)
     environment = _read_json(run.path / "env.json")
     if json:
-        print_json({**_facts(run), "config": run.config, "env": environment, "files": _files(run)})
+        found = {"results": results(_latest(run)), "config": run.config, "env": environment}
+        print_json({**_facts(run), **found, "files": _files(run)})
         return 0
     rows = [*_summary_rows(run), *_provenance_rows(environment)]
     typer.echo("\n".join(columns(rows)))
@@ -98,6 +99,7 @@ def _facts(run: "RunInfo") -> dict[str, Any]:
         "id": run.id,
         "path": run.path,
         "state": run.state,
+        "error": run.error,
         "step": run.step,
         "steps": run.steps,
         "overrides": run.overrides,
@@ -123,17 +125,25 @@ def _age(updated: float | None) -> str:
 
 
 def _summary_rows(run: "RunInfo") -> list[tuple[str, str]]:
-    found = results(run.metrics)
+    error = [("error", run.error)] if run.error else []
     return [
         ("run", run.id),
         ("point", " ".join(run.overrides) or "(defaults)"),
         ("state", run.state),
+        *error,
         ("step", f"{run.step} of {run.steps}"),
-        ("train loss", number(found["train_loss"])),
-        ("validation loss", number(found["val_loss"])),
-        ("tokens/s", number(found["tokens_per_second"], 0)),
         ("updated", f"{_age(run.updated)} ago"),
+        *result_rows(results(_latest(run))),
     ]
+
+
+def _latest(run: "RunInfo") -> dict[str, Any]:
+    from scalify_cli.report.runs import read_metrics
+
+    latest: dict[str, Any] = {}
+    for record in read_metrics(run.path):
+        latest.update(record)
+    return {**latest, **run.metrics, **run.status}
 
 
 def _provenance_rows(environment: Any) -> list[tuple[str, str]]:

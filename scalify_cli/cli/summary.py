@@ -33,19 +33,24 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def closing_lines(head: str, found: Mapping[str, Any], identity: str, path: Path) -> list[str]:
-    """The closing table: what came out, where the files are, how to open them."""
-    rows = [
+def result_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The results as rows of a name and a text."""
+    worst = [(f"{row['snr_db']:.1f} dB", row["tensor"]) for row in found["worst_snr"]]
+    return [
         ("train loss", number(found["train_loss"])),
         ("validation loss", number(found["val_loss"])),
         ("tokens/s", thousands(found["tokens_per_second"])),
         ("peak memory", size(found["peak_memory_bytes"])),
         ("overflow", _rate_text(found["overflow"])),
         ("underflow", _rate_text(found["underflow"])),
-        *(
-            ("worst SNR", f"{row['snr_db']:.1f} dB in {row['tensor']}")
-            for row in found["worst_snr"]
-        ),
+        *(("worst SNR", f"{ratio} in {tensor}") for ratio, tensor in worst),
+    ]
+
+
+def closing_lines(head: str, found: Mapping[str, Any], identity: str, path: Path) -> list[str]:
+    """The closing table: what came out, where the files are, how to open them."""
+    rows = [
+        *result_rows(found),
         ("files", str(path)),
         ("details", f"scalify show {identity}"),
     ]
