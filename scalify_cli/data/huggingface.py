@@ -6,8 +6,10 @@ Local files are streamed; a dataset of the hub is downloaded once into Hugging F
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from scalify_cli.data.documents import digest_files, document_pieces, find_files, printable
 from scalify_cli.data.prepare import Source
@@ -21,9 +23,9 @@ BUILDERS = {
     ".arrow": ("arrow", {}),
     ".txt": ("text", {"sample_by": "document"}),
 }
-HEADING = re.compile(
-    r"\s*= [^=].*[^=] =\s*"
-)  # WikiText: one line a row, an article from each such line
+SIDE_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+# WikiText has one line a row; an article starts at each line like this.
+HEADING = re.compile(r"\s*= [^=](.*[^=])? =\s*")
 
 
 def rows_source(path: str, name: str | None, split: str, field: str) -> Source:
@@ -35,27 +37,29 @@ def rows_source(path: str, name: str | None, split: str, field: str) -> Source:
     datasets = _import_datasets()
     local = Path(path).expanduser().exists()
     load, digest = _local(datasets, path) if local else _hub(datasets, path, name, split)
-    _check_column(load(), field, path)
+    _check_column(load, field, path)
     return Source(
         name="hf",
         digest=hashlib.sha256(f"{digest} {field}".encode()).hexdigest(),
-        pieces=lambda: document_pieces(_documents(_column(load(), field))),
+        pieces=lambda: document_pieces(_documents(_column(load, field, path))),
     )
 
 
 def _import_datasets():
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "data=hf needs the package datasets.", "pip install 'scalify-cli[hf]'"
         ) from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are raised again as ours
     return datasets
 
 
-def _local(datasets, path: str) -> tuple[Callable[[], Iterable[dict]], str]:
-    files = find_files(path, BUILDERS)
+def _local(datasets, path: str) -> tuple[Callable[[], Any], str]:
+    found = find_files(path, BUILDERS)
+    files = [file for file in found if file.name not in SIDE_FILES] or found
     kinds = sorted({file.suffix.lower() for file in files})
     if len(kinds) > 1:
         raise UserError(
@@ -64,7 +68,7 @@ def _local(datasets, path: str) -> tuple[Callable[[], Iterable[dict]], str]:
     builder, options = BUILDERS[kinds[0]]
     names = [str(file) for file in files]
 
-    def load() -> Iterable[dict]:
+    def load() -> Any:
         return datasets.load_dataset(
             builder, data_files=names, split="train", streaming=True, **options
         )
@@ -72,7 +76,7 @@ def _local(datasets, path: str) -> tuple[Callable[[], Iterable[dict]], str]:
     return load, digest_files(files)
 
 
-def _hub(datasets, path: str, name: str | None, split: str):
+def _hub(datasets, path: str, name: str | None, split: str) -> tuple[Callable[[], Any], str]:
     try:
         loaded = datasets.load_dataset(path, name, split=split)
     except Exception as error:  # the client lets many kinds of HTTP and parsing errors through
@@ -95,14 +99,20 @@ def _hub_error(path: str, name: str | None, split: str, error: Exception) -> Use
     )
 
 
-def _check_column(rows: Iterable[dict], field: str, path: str) -> None:
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
     try:
-        first = next(iter(rows), None)
+        yield
     except Exception as error:  # each file format has its own exceptions
         raise UserError(
             f"data=hf cannot read {path}: {type(error).__name__}.",
             "its suffix must tell its kind; is the file complete?",
         ) from error
+
+
+def _check_column(load: Callable[[], Any], field: str, path: str) -> None:
+    with _reading(path):
+        first = next(iter(load()), None)
     if first is None:
         raise UserError(f"{path} has no rows.", "give a dataset that holds text.")
     if not isinstance(first.get(field), str | None) or field not in first:
@@ -112,8 +122,10 @@ def _check_column(rows: Iterable[dict], field: str, path: str) -> None:
         )
 
 
-def _column(rows, field: str) -> Iterator[str | None]:
-    return (row[field] for row in rows.select_columns([field]))
+def _column(load: Callable[[], Any], field: str, path: str) -> Iterator[str | None]:
+    with _reading(path):
+        for row in load().select_columns([field]):
+            yield row[field]
 
 
 def _documents(texts: Iterable[str | None]) -> Iterator[str]:

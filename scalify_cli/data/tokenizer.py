@@ -49,7 +49,9 @@ class Bytes:
         return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint32) for text in texts]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(t for t in tokens if t < self.end_of_text).decode("utf-8", "replace")
+        ids = np.asarray(tokens, np.int64)
+        content = ids[ids < self.end_of_text].astype(np.uint8).tobytes()
+        return content.decode("utf-8", "replace")
 
     def save(self, folder: Path) -> None:
         pass
