@@ -80,7 +80,7 @@ def _os_hint(error: BaseException) -> str:
     if is_disk_full(error):
         return "free some space, or choose another disk with --runs-dir"
     if getattr(error, "errno", None) in _NOT_ALLOWED:
-        return "choose a folder you can write to, for example --runs-dir ~/runs"
+        return "check the path and who may write there"
     return "-v prints the traceback"
 
 

@@ -177,10 +177,16 @@ def _known_state(path: Path) -> str | None:
 
 
 def _check_writable(runs_dir: Path) -> None:
-    """Fail before anything is computed: an ``OSError`` here is explained with exit code 2."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=runs_dir) as probe:
-        probe.write(bytes(65536))
+    """Fail before anything is computed."""
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs_dir) as probe:
+            probe.write(bytes(65536))
+    except OSError as error:
+        problem = explain(error)
+        hint = problem.hint if is_disk_full(error) else "choose another folder with --runs-dir"
+        message = f"runs cannot be written to {runs_dir}: {error.strerror}"
+        raise UserError(message, hint) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from scalify_cli.config.catalogue import GROUPS, defaults, option_path, options
 from scalify_cli.config.composition import raw, validated
 
 NOT_IDENTITY = ("launcher", "tracking", "name", "tags", "paths")
-_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "nan", "inf")
 
 

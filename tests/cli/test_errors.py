@@ -78,8 +78,10 @@ def test_runs_dir_that_cannot_be_written(scalify, experiment, tmp_path):
     (tmp_path / "file").write_text("")
     result = scalify("run", "--runs-dir", str(tmp_path / "file" / "runs"))
     assert result.code == 2
-    assert result.err.startswith("error: Not a directory: ")
-    assert "--runs-dir" in result.err.splitlines()[1]
+    assert result.err == (
+        f"error: runs cannot be written to {tmp_path}/file/runs: Not a directory\n"
+        "hint: choose another folder with --runs-dir\n"
+    )
     assert experiment.calls == []
 
 
@@ -90,6 +92,19 @@ def test_a_disk_that_is_full_before_the_start(scalify, experiment):
     assert result.code == 2
     assert result.err == (
         "error: the disk is full: runs/x\n"
+        "hint: free some space, or choose another disk with --runs-dir\n"
+    )
+
+
+def test_a_runs_folder_on_a_full_disk(scalify, experiment, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    result = scalify("run")
+    assert (result.code, experiment.calls) == (2, [])
+    assert result.err == (
+        "error: runs cannot be written to runs: No space left on device\n"
         "hint: free some space, or choose another disk with --runs-dir\n"
     )
 
