@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +59,13 @@ def _build(source: Source, name: str, entry: Path, folder: Path, say: Say) -> di
     if found.blank:
         raise UserError(f"data={source.name} holds no text.", "give documents that are not blank.")
     plan = source.plan(found)
-    say(f"tokenizer {name}, first use on {source.name}: this takes a moment, then it is cached")
-    tokenizer = TOKENIZERS[name](lambda: _training_text(source, plan), entry.parent)
+    say(f"tokenizer {name}, first use on {source.name}: a moment, then it is cached")
+    tokenizer = TOKENIZERS[name](partial(_training_text, source, plan), entry.parent)
     tokenizer.save(folder)
     told = _telling(portions(source.pieces(), plan), sum(found.lengths), say)
     with SplitFiles(folder, tokenizer) as files:
         for group in _grouped(told):
             files.write(group)
-    entropies = unigram_entropies(files.counts)
     return {
         "version": VERSION,
         "corpus": source.name,
@@ -76,7 +76,7 @@ def _build(source: Source, name: str, entry: Path, folder: Path, say: Say) -> di
         "vocab_size": tokenizer.vocab_size,
         "end_of_text": tokenizer.end_of_text,
         "dtype": files.dtype.str,
-        "splits": {s: files.facts(s) | {"unigram_entropy": entropies[s]} for s in SPLITS},
+        "splits": files.facts(),
     }
 
 
@@ -134,8 +134,11 @@ class SplitFiles:
             self.characters[portion.split] += len(portion.text)
             self.files[portion.split].write(tokens.astype(self.dtype).tobytes())
 
-    def facts(self, split: str) -> dict:
-        """How much was written to ``split``."""
-        number = SPLITS.index(split)
-        tokens = int(self.counts[number].sum())
-        return {"tokens": tokens, "characters": self.characters[number]}
+    def facts(self) -> dict[str, dict]:
+        """Of each split: what was written and its unigram entropy (nats per token)."""
+        written = zip(self.counts.sum(1).tolist(), self.characters, strict=True)
+        entropies = unigram_entropies(self.counts).values()
+        return {
+            split: {"tokens": tokens, "characters": characters, "unigram_entropy": entropy}
+            for split, (tokens, characters), entropy in zip(SPLITS, written, entropies, strict=True)
+        }
