@@ -26,12 +26,14 @@ class Program(NamedTuple):
     rebuild: Callable[[Sequence[Any]], Any]
 
 
-def trace_call(f: Callable, args: tuple, kwargs: dict) -> Program:
+def trace_call(f: Callable, args: tuple, kwargs: dict, whole: bool = True) -> Program:
     """Trace ``f(*args, **kwargs)`` on its array leaves; other leaves (numbers, flags) are static.
 
-    A ``ScaledArray`` is one argument, traced with the type of its data.
+    Args:
+        whole: whether a ``ScaledArray`` is one argument, traced with the type of its data, or two.
     """
-    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_scaled)
+    is_leaf = is_scaled if whole else None
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_leaf)
     dynamic = [i for i, x in enumerate(leaves) if _is_array(x)]
 
     def flat(arrays: Sequence[Any]) -> Any:

@@ -9,8 +9,7 @@ from scalify_cli.precision.recipe import NoScaling, Policy, Precision, Scalify
 from scalify_cli.shipped import shipped
 
 _TARGETS = {
-    f"scalify_cli.precision.{option.__name__}": option
-    for option in (Precision, Scalify, NoScaling)
+    f"scalify_cli.precision.{option.__name__}": option for option in (Precision, Scalify, NoScaling)
 }
 
 

@@ -103,18 +103,14 @@ def _in_float8(x, y, *, dimension_numbers, x_format, y_format, preferred_element
     """Float8 operands straight into ``dot_general``: an FP8 GEMM on accelerators that have one."""
     x = x.astype(x_format.dtype) if _is_float8(x_format) else x
     y = y.astype(y_format.dtype) if _is_float8(y_format) else y
-    return lax.dot_general(
-        x, y, dimension_numbers, preferred_element_type=preferred_element_type
-    )
+    return lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
 
 
 def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_element_type):
     """The same products: every value fits bfloat16, and sums are taken in float32."""
     x = x.astype(jnp.bfloat16) if _fits_bfloat16(x_format) else x
     y = y.astype(jnp.bfloat16) if _fits_bfloat16(y_format) else y
-    return lax.dot_general(
-        x, y, dimension_numbers, preferred_element_type=preferred_element_type
-    )
+    return lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
 
 
 def _is_float8(format: Format) -> bool:
@@ -137,8 +133,7 @@ def _batched(operands, axes, *, dimension_numbers, **params):
     """vmap: one more batch dimension, or one more free one."""
     (x, y), (x_axis, y_axis) = operands, axes
     moved = [
-        z if axis is None else jnp.moveaxis(z, axis, 0)
-        for z, axis in ((x, x_axis), (y, y_axis))
+        z if axis is None else jnp.moveaxis(z, axis, 0) for z, axis in ((x, x_axis), (y, y_axis))
     ]
     if x_axis is None or y_axis is None:
         moved = [

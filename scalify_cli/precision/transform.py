@@ -60,9 +60,7 @@ class _Transform:
         def on_value(var, value):
             return rescale_cotangent(value, norm) if norm and var in inputs else value
 
-        return evaluate(
-            closed.jaxpr, closed.consts, arguments, self.apply, on_value=on_value
-        )
+        return evaluate(closed.jaxpr, closed.consts, arguments, self.apply, on_value=on_value)
 
     def apply(self, equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         method = _METHODS.get(equation.primitive)

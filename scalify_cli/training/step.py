@@ -1,0 +1,145 @@
+"""One training step: ``optimizer ∘ rescale ∘ value_and_grad ∘ with_precision``, under ``scalify``.
+
+Everything is one compiled function with its state donated. Where the loss or the gradients are not
+finite the state is returned unchanged, so that the tensor that broke can still be found.
+"""
+
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from scalify_cli.core import as_scaled, is_float, rescale, scalify, unscale
+from scalify_cli.numerics.observe import observe
+from scalify_cli.precision import Policy, dtype_of, with_precision
+from scalify_cli.training.optimizer import (
+    AdamW,
+    init_low_precision,
+    update_low_precision,
+)
+
+
+class State(NamedTuple):
+    """All that changes from one step to the next."""
+
+    step: Any
+    parameters: Any
+    optimizer: Any
+
+
+class Step:
+    """The functions of a run.
+
+    Args:
+        model: has ``init(key)`` and ``loss(parameters, batch)``.
+        policy: the recipe.
+        optimizer: its hyper-parameters.
+        steps: length of the run (the schedule depends on it).
+        accumulate: micro-batches a batch is split into; their gradients are averaged in float32.
+        seed: of the stochastic rounding of weights.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        policy: Policy,
+        optimizer: AdamW,
+        steps: int,
+        accumulate: int = 1,
+        seed: int = 0,
+    ):
+        self.model = model
+        self.policy = policy
+        self.optimizer = optimizer.build(steps)
+        self.schedule = optimizer.schedule(steps)
+        self.accumulate = accumulate
+        self.seed = seed
+        self.loss = with_precision(model.loss, policy)
+
+    def init(self, key: jax.Array) -> State:
+        """The first state: parameters and moments in their formats, with scales if there are."""
+        parameters = jax.jit(self.model.init)(key)
+        dtype = dtype_of(self.policy.precision.parameters)
+        moments = init_low_precision(self.optimizer, self.policy, parameters)
+        if self._scales:
+            parameters, moments = as_scaled((parameters, moments))
+        parameters = jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, parameters)
+        return State(jnp.int32(0), parameters, moments)
+
+    def update(self, state: State, batch: np.ndarray) -> tuple[State, dict[str, jax.Array]]:
+        """The next state, and ``loss grad_norm learning_rate finite`` of this step.
+
+        ``state`` is donated. If ``finite`` is false the state comes back unchanged.
+        """
+        return self._update(state, batch)
+
+    def evaluate(self, state: State, batch: np.ndarray) -> jax.Array:
+        """The loss on a batch, in the recipe's precision."""
+        return self._evaluate(state.parameters, batch)
+
+    def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, jax.Array]]:
+        """Statistics of every named tensor of a step, in the order of their computation."""
+        return self._observe(state, batch)
+
+    @property
+    def _scales(self) -> bool:
+        return self.policy.scaling.propagates
+
+    def _transformed(self, function: Any) -> Any:
+        return scalify(function) if self._scales else function
+
+    @cached_property
+    def _update(self) -> Any:
+        def update(state, batch):
+            state, metrics = self._transformed(self._step)(state, batch)
+            return state, unscale(metrics)
+
+        return jax.jit(update, donate_argnums=0)
+
+    @cached_property
+    def _evaluate(self) -> Any:
+        return jax.jit(lambda *args: unscale(self._transformed(self.loss)(*args)))
+
+    @cached_property
+    def _observe(self) -> Any:
+        observed = observe(self._transformed(self._step))
+        return jax.jit(lambda state, batch: observed(state, batch)[1])
+
+    def _step(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
+        loss, gradients = self._gradients(state.parameters, batch)
+        if norm := self.policy.norm("gradients"):
+            gradients = rescale(gradients, norm)
+        norm = optax.global_norm(jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), gradients))
+        parameters, optimizer = update_low_precision(
+            self.optimizer,
+            self.policy,
+            gradients,
+            state.optimizer,
+            state.parameters,
+            state.step.astype(jnp.uint32) + jnp.uint32(self.seed * 0x85EBCA6B % 2**32),
+        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = State(state.step + 1, parameters, optimizer)
+        kept = jax.tree.map(partial(lax.select_n, finite), state, new)
+        rate = jnp.float32(self.schedule(state.step))
+        return kept, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
+
+    def _gradients(self, parameters: Any, batch: Any) -> tuple[Any, Any]:
+        if self.accumulate == 1:
+            return jax.value_and_grad(self.loss)(parameters, batch)
+        parts = batch.reshape(self.accumulate, -1, batch.shape[-1])
+
+        def add(total, part):
+            result = jax.value_and_grad(self.loss)(parameters, part)
+            return jax.tree.map(lambda x, y: x + y.astype(jnp.float32), total, result), None
+
+        shapes = (jnp.float32(0), parameters)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        (loss, gradients), _ = lax.scan(add, zeros, parts)
+        average = jax.tree.map(lambda x: x / self.accumulate, (loss, gradients))
+        gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), average[1], parameters)
+        return average[0], gradients
