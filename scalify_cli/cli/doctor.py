@@ -1,6 +1,5 @@
 """``scalify doctor``: whether this machine is ready, and what to mend when it is not."""
 
-import netrc
 import os
 import platform
 import shutil
@@ -101,17 +100,11 @@ def _disk(runs_dir: Path) -> tuple[bool, str]:
 
 
 def _wandb(_: Path) -> tuple[bool, str]:
-    if os.environ.get("WANDB_API_KEY") or _netrc_hosts():
-        return True, "a key is configured: runs go online when the host answers"
+    from scalify_cli.tracking.wandb import find_credentials
+
+    if find_credentials() is not None:
+        return True, "credentials are configured: runs go online when the host answers"
     return True, "no key: runs are recorded offline (`wandb login` changes that)"
-
-
-def _netrc_hosts() -> list[str]:
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return [host for host in netrc.netrc(str(path)).hosts if "wandb" in host]
-    except (OSError, netrc.NetrcParseError):
-        return []
 
 
 def _slurm(_: Path) -> tuple[bool, str]:

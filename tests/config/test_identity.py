@@ -2,7 +2,7 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -62,6 +62,7 @@ def test_the_id_is_eight_hex_digits_whatever_the_order_of_words():
     assert signature(compose(words[::-1])) == found
 
 
+@settings(deadline=None)
 @given(st.one_of(SCALAR, st.lists(SCALAR, max_size=3)))
 def test_an_override_reads_back_as_the_value_it_was_written_from(value):
     parsed = OverridesParser.create().parse_overrides([override("key", value)])[0]
