@@ -64,7 +64,7 @@ class Checkpoints:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(state).items()}
+        leaves = _to_host(state)
         self._check_room(sum(array.nbytes for array in leaves.values()))
         temporary = self.path / f".{step:08d}"
         meta = {"step": step, "leaves": _describe(state), "extra": extra or {}}
@@ -143,21 +143,22 @@ def _write(folder: Path, leaves: dict[str, np.ndarray], meta: dict[str, Any]) ->
 
 def _read(folder: Path, leaves: list[dict[str, Any]], template: Any) -> Any:
     orbax = _orbax()
-    as_numpy = {leaf["name"]: orbax.RestoreArgs(restore_type=np.ndarray) for leaf in leaves}
+    numpy = orbax.RestoreArgs(restore_type=np.ndarray)
+    as_numpy = {leaf["name"]: numpy for leaf in leaves if 0 not in leaf["shape"]}
     with orbax.Checkpointer(_handler()) as checkpointer:
         arrays = checkpointer.restore(
             folder / "state", args=orbax.args.PyTreeRestore(restore_args=as_numpy)
         )
     goals, structure = jax.tree.flatten(template)
     placed = [
-        _to_device(arrays[leaf["name"]], leaf, goal)
+        _to_device(arrays.get(leaf["name"]), leaf, goal)
         for leaf, goal in zip(leaves, goals, strict=True)
     ]
     return jax.tree.unflatten(structure, placed)
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    return {f"{index:04d}": leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
+def _name(index: int) -> str:
+    return f"{index:04d}"
 
 
 def _describe(tree: Any) -> list[dict[str, Any]]:
@@ -165,7 +166,7 @@ def _describe(tree: Any) -> list[dict[str, Any]]:
     found = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [
         {
-            "name": f"{index:04d}",
+            "name": _name(index),
             "path": jax.tree_util.keystr(path),
             "dtype": str(jnp.result_type(leaf)) if not hasattr(leaf, "dtype") else str(leaf.dtype),
             "shape": list(np.shape(leaf)),
@@ -178,12 +179,17 @@ def _is_key(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _to_host(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.device_get(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
+def _to_host(state: Any) -> dict[str, np.ndarray]:
+    """The leaves by orbax's name for them, without the empty ones, which it refuses."""
+    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(state)]
+    arrays = [np.asarray(x) for x in jax.device_get(leaves)]
+    return {_name(index): array for index, array in enumerate(arrays) if array.size}
 
 
-def _to_device(array: np.ndarray, leaf: dict[str, Any], goal: Any) -> Any:
+def _to_device(array: np.ndarray | None, leaf: dict[str, Any], goal: Any) -> Any:
     """The leaf in memory of its own, where the template's is: an update may donate it."""
+    if array is None:
+        return jnp.zeros(goal.shape, goal.dtype)
     data = jnp.array(array, copy=True)
     if _is_key(goal):
         data = jax.random.wrap_key_data(data, impl=_key_implementation(leaf["dtype"]))

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 from scalify_cli.errors import UserError
+from scalify_cli.numerics import bins
+from scalify_cli.numerics.statistics import summarise
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.trainer import Trainer
 
 Record = dict[str, Any]
-ZERO, INF, NAN = 0, 1, 2  # the counts before the bins of a histogram
 
 
 class Step(Protocol):
@@ -201,8 +202,6 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def _summaries(statistics: dict[str, dict[str, Any]]) -> Record:
-    from scalify_cli.numerics.statistics import summarise
-
     return {
         f"{quantity}/{tensor}": float(value)
         for tensor, raw in statistics.items()
@@ -211,7 +210,7 @@ def _summaries(statistics: dict[str, dict[str, Any]]) -> Record:
 
 
 def _first_bad(statistics: dict[str, dict[str, Any]]) -> str | None:
-    bad = [name for name, raw in statistics.items() if np.any(raw["counts"][INF : NAN + 1])]
+    bad = [name for name, raw in statistics.items() if np.any(raw["counts"][[bins.INF, bins.NAN]])]
     return bad[0] if bad else None
 
 

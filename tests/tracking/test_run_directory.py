@@ -113,10 +113,10 @@ def test_the_heartbeat_refreshes_the_state(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     with RunDirectory(tmp_path / "run") as run:
         start(run)
-        first = state(run.path)["updated"]
-        while state(run.path)["updated"] == first:
-            pass
-    assert not run._heart.is_alive()
+        first, changes = state(run.path)["updated"], []
+        while not changes and run._heart.is_alive():
+            changes = [now for now in [state(run.path)["updated"]] if now != first]
+    assert changes and not run._heart.is_alive()
 
 
 def test_the_newest_metrics_are_in_the_state(tmp_path):
