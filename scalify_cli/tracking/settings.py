@@ -79,17 +79,22 @@ class Tracking:
             return Fanout(files)
         if self.wandb == "online":
             require_credentials()
-        run = WandbRun(
+        run = self._run(directory, f"{run_id}-{attempt}", name or run_id, tags or [], config or {})
+        history = list(read_records(directory / "metrics.jsonl"))
+        return Fanout([*files, Wandb(run, history=history, notify=notify)])
+
+    def _run(
+        self, directory: Path, id: str, name: str, tags: list[str], config: dict[str, Any]
+    ) -> WandbRun:
+        return WandbRun(
             directory=directory,
-            id=f"{run_id}-{attempt}",
-            name=name or run_id,
+            id=id,
+            name=name,
             project=self.project,
             entity=self.entity,
             group=self.group,
-            tags=tuple(tags or ()),
-            config=config or {},
+            tags=tuple(tags),
+            config=config,
             mode=self.wandb,
             init_timeout=self.init_timeout,
         )
-        history = list(read_records(directory / "metrics.jsonl"))
-        return Fanout([*files, Wandb(run, history=history, notify=notify)])
