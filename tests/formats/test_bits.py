@@ -7,7 +7,7 @@ import pytest
 
 from scalify_cli.formats import hash_bits, saturating_cast, stochastic_round
 
-COUNT = 1 << 20
+COUNT = 1 << 19
 
 
 def bits(seed, shape=(COUNT,)):

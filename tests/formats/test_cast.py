@@ -113,10 +113,14 @@ def test_jit_and_vmap_change_nothing(name, rounding):
         return saturating_cast(x, name, rounding, key)
 
     check_equal(jax.jit(cast)(x), cast(x))
+    if rounding != "stochastic":
+        check_equal(jax.vmap(cast, in_axes=1, out_axes=1)(x), cast(x))
+        return
     bits = jax.random.bits(key, x.shape, jnp.uint32)
     by_rows = jax.vmap(lambda x, bits: stochastic_round(x, name, bits))
-    if rounding == "stochastic":
-        check_equal(jax.jit(by_rows)(x, bits), cast(x))
+    check_equal(jax.jit(by_rows)(x, bits), cast(x))
+    same_bits = jax.vmap(lambda x: stochastic_round(x, name, bits[0]))
+    check_equal(same_bits(x[:2])[0], stochastic_round(x[0], name, bits[0]))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -180,6 +184,8 @@ def test_the_tangent_passes_within_the_bounds():
     for rounding in ("nearest", "stochastic", "toward_zero"):
         cast = lambda x, r=rounding: saturating_cast(x, "e4m3", r, jax.random.key(0)).sum()  # noqa: E731
         np.testing.assert_array_equal(jax.grad(cast)(x), [1, 1, 1, 0, 0, 0, 1])
+        by_element = jax.vmap(jax.grad(cast))(x)
+        np.testing.assert_array_equal(by_element, [1, 1, 1, 0, 0, 0, 1])
 
 
 @pytest.mark.parametrize(
