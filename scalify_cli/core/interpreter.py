@@ -12,8 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.extend import core as jex
+from jax.extend.core import primitives as p
 
 from scalify_cli.core.scaled_array import is_scaled
+
+CALLED_JAXPR = {
+    p.jit_p: "jaxpr",
+    p.closed_call_p: "call_jaxpr",
+    p.custom_jvp_call_p: "call_jaxpr",
+    p.custom_vjp_call_p: "call_jaxpr",
+}
+"""Primitives that call a closed jaxpr once, and the parameter that holds it."""
 
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
 

@@ -75,7 +75,7 @@ class Scale:
         if all(k % n == 0 for _, k in self.terms):
             quotient, rest = divmod(self.constant, n)
             return Scale(quotient, tuple((atom, k // n) for atom, k in self.terms)), Scale(rest)
-        quotient = self._memo(("root", n), lambda e: jnp.floor_divide(e, n))
+        quotient = self._memo(("root", n), lambda e: e >> 1 if n == 2 else e // n)
         return quotient, self / quotient**n
 
     def exponent(self) -> Any:

@@ -15,7 +15,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import tap_p
-from scalify_cli.core.interpreter import bind, evaluate, trace_call
+from scalify_cli.core.interpreter import CALLED_JAXPR, bind, evaluate, trace_call
 from scalify_cli.core.scale import exp2
 from scalify_cli.numerics.statistics import Statistics, add, merge, statistics
 
@@ -65,7 +65,7 @@ def _collect(collected, name, stats):
 
 
 def _call(equation, operands, collected):
-    return _run(equation.params["jaxpr"], operands, collected)
+    return _run(equation.params[CALLED_JAXPR[equation.primitive]], operands, collected)
 
 
 def _remat(equation, operands, collected):
@@ -94,4 +94,9 @@ def _scan(equation, operands, collected):
     return [*carry, *stacked]
 
 
-_METHODS = {tap_p: _tap, p.jit_p: _call, p.remat_p: _remat, p.scan_p: _scan}
+_METHODS = {
+    tap_p: _tap,
+    p.remat_p: _remat,
+    p.scan_p: _scan,
+    **dict.fromkeys(CALLED_JAXPR, _call),
+}

@@ -59,6 +59,7 @@ class Step:
         self.accumulate = accumulate
         self.seed = seed
         self.loss = with_precision(model.loss, policy)
+        self._names: list[str] = []
 
     def init(self, key: jax.Array) -> State:
         """The first state: parameters and moments in their formats, with scales if there are."""
@@ -83,7 +84,8 @@ class Step:
 
     def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, jax.Array]]:
         """Statistics of every named tensor of a step, in the order of their computation."""
-        return self._observe(state, batch)
+        observed = self._observe(state, batch)
+        return dict(zip(self._names, observed, strict=True))
 
     @property
     def _scales(self) -> bool:
@@ -107,7 +109,13 @@ class Step:
     @cached_property
     def _observe(self) -> Any:
         observed = observe(self._transformed(self._step))
-        return jax.jit(lambda state, batch: observed(state, batch)[1])
+
+        def statistics(state, batch):
+            named = observed(state, batch)[1]
+            self._names = list(named)  # a dict would come out of jit sorted, not in order
+            return list(named.values())
+
+        return jax.jit(statistics)
 
     def _step(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
         loss, gradients = self._gradients(state.parameters, batch)

@@ -14,6 +14,7 @@ from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
+from scalify_cli.core.interpreter import CALLED_JAXPR
 from scalify_cli.core.scale import Scale
 from scalify_cli.core.scaled_array import is_float
 from scalify_cli.core.values import (
@@ -157,10 +158,5 @@ class _Output:
         return self.close(arrays)
 
 
-CALLS = {
-    p.jit_p: call("jaxpr"),
-    p.closed_call_p: call("call_jaxpr"),
-    p.custom_jvp_call_p: call("call_jaxpr"),
-    p.custom_vjp_call_p: call("call_jaxpr"),
-}
+CALLS = {primitive: call(name) for primitive, name in CALLED_JAXPR.items()}
 LOOPS = {p.scan_p: scan, p.remat_p: remat}

@@ -21,15 +21,27 @@ def contraction(size, accumulate):
     def rule(equation, x, y):
         x, y = promote(x), promote(y)
         shift = binades(size(equation.params, x.data, y.data))
-        wide = jnp.promote_types(equation.outvars[0].aval.dtype, jnp.float32)
-        data = bind(equation, [x.data, y.data], **accumulate(wide))[0]
-        if shift:
-            data = lax.mul(data, np.asarray(2.0**-shift, data.dtype))
+        data = _divided(equation, x.data, y.data, shift, accumulate)
         known = x.scale is not None and y.scale is not None
         scale = (x.scale * y.scale).shifted(shift) if known else None
         return [Scaled(data.astype(equation.outvars[0].aval.dtype), scale)]
 
     return rule
+
+
+def _divided(equation, x, y, shift, accumulate):
+    """The product over 2**shift: in the smaller operand where its dtype has float32's range."""
+    wide = jnp.promote_types(equation.outvars[0].aval.dtype, jnp.float32)
+    operands = [x, y]
+    small = 0 if np.size(x) <= np.size(y) else 1
+    if operands[small].dtype in (jnp.float32, jnp.float64):
+        operands[small] = _halved(operands[small], shift)
+        return bind(equation, operands, **accumulate(wide))[0]
+    return _halved(bind(equation, operands, **accumulate(wide))[0], shift)
+
+
+def _halved(data, times):
+    return lax.mul(data, np.asarray(2.0**-times, data.dtype)) if times else data
 
 
 def dot_size(params, x, y):
