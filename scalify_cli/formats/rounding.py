@@ -35,7 +35,7 @@ def rounded(x: jax.Array, format: Format, rounding: str, bits: jax.Array | None)
 def round_to_grid(x: jax.Array, format: str | Format) -> jax.Array:
     """``saturating_cast`` to the nearest, for float32 only and without a gradient of its own.
 
-    The form to lower a rounding primitive to: seven elementwise operations, all fusible.
+    The form to lower a rounding primitive to: nine elementwise operations that fuse.
     """
     return _round_float32(x, find_format(format), "nearest", None, x.dtype)
 
