@@ -1,0 +1,326 @@
+"""The composition root: a configuration becomes objects, and the objects a run."""
+
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+from omegaconf import DictConfig, OmegaConf
+
+from scalify_cli.config import build, signature, to_yaml
+from scalify_cli.data import Dataset
+from scalify_cli.data.cache import cache_root
+from scalify_cli.errors import UserError
+from scalify_cli.precision import Policy
+from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
+from scalify_cli.tracking.run_directory import read_status
+from scalify_cli.training.checkpoint import Checkpoints
+from scalify_cli.training.compilation import persist_compilation
+from scalify_cli.training.loop import begin, train
+from scalify_cli.training.step import Step
+from scalify_cli.training.trainer import Trainer
+
+Record = dict[str, Any]
+OnRecord = Callable[[Record], None]
+
+_ENDED = ("done", "diverged")
+_EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    ``state`` is ``done``, ``diverged`` or ``preempted``; ``already_done`` when it had ended before
+    this call; ``summary`` has the newest value of every key of ``metrics.jsonl``, and
+    ``peak_memory_bytes``.
+    """
+
+    id: str
+    path: Path
+    state: str
+    already_done: bool = False
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a configuration stands for."""
+
+    dataset: Dataset
+    step: Step
+    trainer: Trainer
+    tracking: Tracking
+    seed: int
+
+
+def run(
+    config: DictConfig,
+    overrides: list[str],
+    runs_dir: Path,
+    *,
+    force: bool = False,
+    wandb: str | None = None,
+    on_record: OnRecord = lambda record: None,
+) -> Outcome:
+    """Run one point, or go on with it, until it is done, diverges or is stopped.
+
+    Args:
+        config: the composed configuration.
+        overrides: the words it was made from.
+        runs_dir: the run's directory is ``runs_dir/<id>``.
+        force: forget what there is of this run, and start over.
+        wandb: instead of ``tracking.wandb``.
+        on_record: gets every record of ``metrics.jsonl`` and ``{"event", "message"}`` for what
+            else is worth saying: ``resumed``, ``checkpoint``, ``note``, ``end``.
+
+    Raises:
+        UserError: the data, the model or the run's directory cannot be used as asked.
+        OSError: the directory cannot be written.
+    """
+    path = Path(runs_dir) / signature(config)
+    if not force and read_status(path).get("state") in _ENDED:
+        return _outcome(path, already_done=True)
+    persist_compilation(cache_root(None) / "compiled")
+    try:
+        with _signals() as stop:
+            job = assemble(config, wandb, lambda text: on_record(_event("note", text)))
+            with RunDirectory(path) as directory:
+                if force:
+                    directory.clear()
+                _start(directory, job, config, overrides)
+                end = _Recorder(job, directory, on_record).train(config, stop)
+    except _Stopped as stopped:
+        return Outcome(path.name, path, "preempted", exit_code=_EXIT_CODES[str(stopped)])
+    return replace(_outcome(path), exit_code=_EXIT_CODES.get(end.get("reason", ""), 0))
+
+
+def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) -> Job:
+    """The objects of a configuration, checked against each other before anything is compiled.
+
+    Raises:
+        UserError: the data are missing or too few, or the model does not fit them.
+    """
+    parts = {
+        group: build(config[group], group)
+        for group in ("precision", "scaling", "model", "optimizer", "data", "trainer", "tracking")
+    }
+    trainer, dataset = parts["trainer"], parts["data"].prepare(say)
+    dataset.require("train", trainer.tokens_per_step + 1)
+    dataset.require("validation", trainer.sequence_length + 1)
+    model = _for_vocabulary(parts["model"], dataset.vocab_size)
+    policy = Policy(parts["precision"], parts["scaling"])
+    step = Step(model, policy, parts["optimizer"], trainer.steps, trainer.accumulate, config.seed)
+    tracking = replace(parts["tracking"], wandb=wandb) if wandb else parts["tracking"]
+    return Job(dataset, step, trainer, tracking, config.seed)
+
+
+def _for_vocabulary(model: Any, tokens: int) -> Any:
+    """The model with room for the tokenizer's tokens; a user's own may size itself."""
+    missing = [name for name in ("init", "loss") if not callable(getattr(model, name, None))]
+    if missing:
+        raise UserError(
+            f"model: {type(model).__name__} has no method {missing[0]}.",
+            "a model has init(key) -> parameters and loss(parameters, batch) -> scalar.",
+        )
+    return model.for_vocabulary(tokens) if hasattr(model, "for_vocabulary") else model
+
+
+def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: list[str]) -> None:
+    devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+    step = directory.status.get("step", 0)
+    words = list(overrides)
+    directory.start(
+        config=to_yaml(config), overrides=words, steps=job.trainer.steps, step=step, devices=devices
+    )
+    directory.log(f"attempt {directory.attempt}: {' '.join(words) or 'the defaults'}")
+
+
+class _Recorder:
+    """Trains, and hands every record to whom it concerns."""
+
+    def __init__(self, job: Job, directory: RunDirectory, on_record: OnRecord):
+        self.job = job
+        self.directory = directory
+        self.on_record = on_record
+        self.kinds = {None: self.metrics, "histograms": self.histograms, "end": self.end}
+
+    def train(self, config: DictConfig, stop: "_Stop") -> Record:
+        """Go on from the newest checkpoint; the ``end`` record of the loop."""
+        try:
+            return self._train(config, stop)
+        except Exception:
+            self.directory.log(traceback.format_exc().rstrip())
+            raise
+
+    def _train(self, config: DictConfig, stop: "_Stop") -> Record:
+        job, seed = self.job, self.job.seed
+        folder = self.directory.path / "checkpoints"
+        checkpoints = Checkpoints(folder, job.trainer.keep_checkpoints, self.note)
+        start = begin(job.step, job.dataset, seed=seed, checkpoints=checkpoints)
+        if start.step:
+            self.directory.record({"step": start.step})
+            self.say("resumed", f"resumed at step {start.step}", step=start.step)
+        record: Record = {}
+        with self.sinks(config, start.step or None) as self.sink, stop.deferred():
+            for record in train(
+                job.step,
+                job.dataset,
+                job.trainer,
+                seed=seed,
+                start=start,
+                checkpoints=checkpoints,
+                stop=stop,
+            ):
+                self.kinds.get(record.get("event"), self.pass_on)(record)
+        return record | {"reason": stop.reason if record["state"] == "preempted" else ""}
+
+    @contextmanager
+    def sinks(self, config: DictConfig, resumed_step: int | None) -> Iterator[Sink]:
+        """The sinks, finished in the state in which the run is when all is over."""
+        sink = self.job.tracking.open(
+            self.directory.path,
+            run_id=self.directory.id,
+            resumed_step=resumed_step,
+            attempt=self.directory.attempt,
+            config=_plain(config),
+            name=config.name,
+            tags=list(config.tags),
+            notify=self.note,
+        )
+        state = "failed"
+        try:
+            yield sink
+            state = self.directory.status["state"]
+        finally:
+            sink.finish(state)
+
+    def metrics(self, record: Record) -> None:
+        self.sink.record(record)
+        self.directory.record(record)
+        if record["step"] % self.job.trainer.log_every == 0 or "val/loss" in record:
+            self.directory.log(_line(record))
+        self.on_record(record)
+
+    def histograms(self, record: Record) -> None:
+        self.sink.histograms(record["step"], record["statistics"])
+
+    def end(self, record: Record) -> None:
+        self.directory.log(record["message"])
+        facts = {"peak_memory_bytes": peak_memory()} | _about_end(record)
+        self.directory.finish(record["state"], **facts)
+        if record["state"] != "done":
+            self.on_record(record)
+
+    def pass_on(self, record: Record) -> None:
+        self.directory.log(record["message"])
+        self.on_record(record)
+
+    def note(self, message: str) -> None:
+        self.say("note", message)
+
+    def say(self, event: str, message: str, **facts: Any) -> None:
+        self.pass_on(_event(event, message, **facts))
+
+
+class _Stopped(BaseException):
+    """A signal came before there was anything to save; its text is the signal's name."""
+
+
+class _Stop:
+    """What the loop asks after each step: the name of a signal that came, or None.
+
+    Only the first signal is caught: a second one does what it always does.
+    """
+
+    def __init__(self):
+        self.reason: str | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def __call__(self) -> str | None:
+        return self.reason
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal waits for the loop to ask; outside, it ends the run at once."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def install(self) -> None:
+        for name in _EXIT_CODES:
+            number = signal.Signals[name]
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+        self.restore()
+        if not self._deferred:
+            raise _Stopped(self.reason)
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """Catch SIGTERM and SIGINT; in a thread, where Python cannot, nothing is caught."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    stop.install()
+    try:
+        yield stop
+    finally:
+        stop.restore()
+
+
+def peak_memory() -> int:
+    """The most memory in use so far, in bytes: the devices' where they count, else the process's."""
+    counted = [device.memory_stats() or {} for device in jax.local_devices()]
+    on_devices = sum(stats.get("peak_bytes_in_use", 0) for stats in counted)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return on_devices or (resident if sys.platform == "darwin" else resident * 1024)
+
+
+def _outcome(path: Path, *, already_done: bool = False) -> Outcome:
+    """The end of a run, read from its directory."""
+    status, summary = read_status(path), {}
+    for record in read_records(path / "metrics.jsonl"):
+        summary |= record
+    summary["peak_memory_bytes"] = status.get("peak_memory_bytes")
+    return Outcome(path.name, path, status["state"], already_done, summary)
+
+
+def _about_end(record: Record) -> dict[str, Any]:
+    if record["state"] == "done":
+        return {"step": record["step"]}
+    return {"step": record["step"], "reason": record["message"], "tensor": record.get("tensor")}
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    shown = ("train/loss", "val/loss", "perf/tokens_per_second")
+    values = [f"{key}={record[key]:.5g}" for key in shown if key in record]
+    return " ".join([f"step={record['step']}", *values])
+
+
+def _event(event: str, message: str, **facts: Any) -> Record:
+    return {"event": event, "message": message, **facts}
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
