@@ -1,30 +1,27 @@
 """The composition root: a configuration becomes objects, and the objects a run."""
 
 import resource
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 from omegaconf import DictConfig, OmegaConf
 
 from scalify_cli.config import build, signature, to_yaml
-from scalify_cli.data import Dataset
 from scalify_cli.data.cache import cache_root
 from scalify_cli.errors import UserError
+from scalify_cli.launch.stopping import EXIT_CODES, Stop, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
 from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
 from scalify_cli.tracking.run_directory import read_status
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
-from scalify_cli.training.loop import begin, train
+from scalify_cli.training.loop import Dataset, begin, train
 from scalify_cli.training.step import Step
 from scalify_cli.training.trainer import Trainer
 
@@ -32,7 +29,6 @@ Record = dict[str, Any]
 OnRecord = Callable[[Record], None]
 
 _ENDED = ("done", "diverged")
-_EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
 
 
 @dataclass(frozen=True)
@@ -92,16 +88,16 @@ def run(
         return _outcome(path, already_done=True)
     persist_compilation(cache_root(None) / "compiled")
     try:
-        with _signals() as stop:
+        with stop_on_signals() as stop:
             job = assemble(config, wandb, lambda text: on_record(_event("note", text)))
             with RunDirectory(path) as directory:
                 if force:
                     directory.clear()
                 _start(directory, job, config, overrides)
-                end = _Recorder(job, directory, on_record).train(config, stop)
-    except _Stopped as stopped:
-        return Outcome(path.name, path, "preempted", exit_code=_EXIT_CODES[str(stopped)])
-    return replace(_outcome(path), exit_code=_EXIT_CODES.get(end.get("reason", ""), 0))
+                end = _Attempt(job, directory, on_record).train(config, stop)
+    except Stopped as stopped:
+        return Outcome(path.name, path, "preempted", exit_code=EXIT_CODES[str(stopped)])
+    return replace(_outcome(path), exit_code=EXIT_CODES.get(end.get("reason", ""), 0))
 
 
 def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) -> Job:
@@ -145,8 +141,8 @@ def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: lis
     directory.log(f"attempt {directory.attempt}: {' '.join(words) or 'the defaults'}")
 
 
-class _Recorder:
-    """Trains, and hands every record to whom it concerns."""
+class _Attempt:
+    """One process's part of a run: trains, and hands every record to whom it concerns."""
 
     def __init__(self, job: Job, directory: RunDirectory, on_record: OnRecord):
         self.job = job
@@ -154,15 +150,16 @@ class _Recorder:
         self.on_record = on_record
         self.kinds = {None: self.metrics, "histograms": self.histograms, "end": self.end}
 
-    def train(self, config: DictConfig, stop: "_Stop") -> Record:
+    def train(self, config: DictConfig, stop: Stop) -> Record:
         """Go on from the newest checkpoint; the ``end`` record of the loop."""
         try:
             return self._train(config, stop)
         except Exception:
-            self.directory.log(traceback.format_exc().rstrip())
+            with suppress(OSError):  # a full disk: the first error is the one to report
+                self.directory.log(traceback.format_exc().rstrip())
             raise
 
-    def _train(self, config: DictConfig, stop: "_Stop") -> Record:
+    def _train(self, config: DictConfig, stop: Stop) -> Record:
         job, seed = self.job, self.job.seed
         folder = self.directory.path / "checkpoints"
         checkpoints = Checkpoints(folder, job.trainer.keep_checkpoints, self.note)
@@ -216,8 +213,13 @@ class _Recorder:
 
     def end(self, record: Record) -> None:
         self.directory.log(record["message"])
-        facts = {"peak_memory_bytes": peak_memory()} | _about_end(record)
-        self.directory.finish(record["state"], **facts)
+        self.directory.finish(
+            record["state"],
+            step=record["step"],
+            reason=record["message"],
+            tensor=record.get("tensor"),
+            peak_memory_bytes=peak_memory(),
+        )
         if record["state"] != "done":
             self.on_record(record)
 
@@ -232,65 +234,8 @@ class _Recorder:
         self.pass_on(_event(event, message, **facts))
 
 
-class _Stopped(BaseException):
-    """A signal came before there was anything to save; its text is the signal's name."""
-
-
-class _Stop:
-    """What the loop asks after each step: the name of a signal that came, or None.
-
-    Only the first signal is caught: a second one does what it always does.
-    """
-
-    def __init__(self):
-        self.reason: str | None = None
-        self._deferred = False
-        self._previous: dict[int, Any] = {}
-
-    def __call__(self) -> str | None:
-        return self.reason
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside, a signal waits for the loop to ask; outside, it ends the run at once."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-
-    def install(self) -> None:
-        for name in _EXIT_CODES:
-            number = signal.Signals[name]
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-        self.restore()
-        if not self._deferred:
-            raise _Stopped(self.reason)
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Catch SIGTERM and SIGINT; in a thread, where Python cannot, nothing is caught."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    stop.install()
-    try:
-        yield stop
-    finally:
-        stop.restore()
-
-
 def peak_memory() -> int:
-    """The most memory in use so far, in bytes: the devices' where they count, else the process's."""
+    """Bytes of memory in use at the most: on the devices where they count, else in the process."""
     counted = [device.memory_stats() or {} for device in jax.local_devices()]
     on_devices = sum(stats.get("peak_bytes_in_use", 0) for stats in counted)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -304,12 +249,6 @@ def _outcome(path: Path, *, already_done: bool = False) -> Outcome:
         summary |= record
     summary["peak_memory_bytes"] = status.get("peak_memory_bytes")
     return Outcome(path.name, path, status["state"], already_done, summary)
-
-
-def _about_end(record: Record) -> dict[str, Any]:
-    if record["state"] == "done":
-        return {"step": record["step"]}
-    return {"step": record["step"], "reason": record["message"], "tensor": record.get("tensor")}
 
 
 def _line(record: Mapping[str, Any]) -> str:

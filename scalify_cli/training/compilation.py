@@ -15,7 +15,8 @@ def persist_compilation(folder: Path) -> None:
     Call before the first compilation. A folder that the user has chosen for JAX is left to JAX,
     and one that cannot be written means compiling anew.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is not None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

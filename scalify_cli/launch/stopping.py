@@ -1,0 +1,69 @@
+"""Being asked to stop: SIGTERM and SIGINT, turned into a question that can be asked at leisure."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
+
+
+class Stopped(BaseException):
+    """A signal came while nothing had to be saved; its text is the signal's name."""
+
+
+class Stop:
+    """Called, it names the signal that came, or None.
+
+    Only the first signal is caught: a second one does what it always does.
+    """
+
+    def __init__(self):
+        self.reason: str | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def __call__(self) -> str | None:
+        return self.reason
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal waits to be asked for; outside, it raises ``Stopped``."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def install(self) -> None:
+        """Catch the signals of ``EXIT_CODES``."""
+        for name in EXIT_CODES:
+            number = signal.Signals[name]
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def restore(self) -> None:
+        """Let every signal do what it did before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+        self.restore()
+        if not self._deferred:
+            raise Stopped(self.reason)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Catch signals inside the block; in a thread, where Python cannot, nothing is caught."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    stop.install()
+    try:
+        yield stop
+    finally:
+        stop.restore()
