@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
-from scalify_cli.core.scale import Scale, exp2, log2_floor
+from scalify_cli.core.scale import MIN_EXPONENT, Scale, exp2, log2_floor
+from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.values import Scaled, promote
 
 NORMS = {
@@ -53,10 +54,11 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     x = promote(x)
     if x.scale is None:
         return [x]
-    wide = x.data.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.data.astype(wide_dtype(x.dtype))
     size = NORMS[equation.params["norm"]](wide)
     known = jnp.isfinite(size) & (size > 0)
     change = jnp.where(known, log2_floor(size) - equation.params["headroom"], 0)
+    change = jnp.clip(change, MIN_EXPONENT, -MIN_EXPONENT)
     data = (wide * exp2(-change)).astype(x.dtype)
     return [Scaled(data, x.scale * Scale.unknown(change))]
 

@@ -50,6 +50,11 @@ class Scale:
         return hash(self.key)
 
     @property
+    def is_atom(self) -> bool:
+        """Whether it is one number that came from outside or from a maximum, as it was."""
+        return self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1
+
+    @property
     def key(self) -> tuple:
         return self.constant, frozenset(self.terms)
 
@@ -82,14 +87,20 @@ class Scale:
         """log2 of the scale: a Python int, or an int32 scalar."""
         if self.static:
             return self.constant
-        if len(self.terms) == 1 and self.terms[0][1] == 1 and self.constant == 0:
+        if self.is_atom:
             return self.terms[0][0].value
         return self._memo("exponent", lambda e: e).terms[0][0].value
+
+    def clamped(self) -> "Scale":
+        """The nearest scale that float32 holds."""
+        if self.static:
+            return Scale(min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT))
+        return self._memo("clamped", lambda e: jnp.clip(e, MIN_EXPONENT, MAX_EXPONENT))
 
     def factor(self) -> Any:
         """The scale as a float: Python's when static, else a float32 scalar."""
         if self.static:
-            return 2.0 ** min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT)
+            return 2.0 ** min(self.constant, MAX_EXPONENT) if self.constant >= MIN_EXPONENT else 0.0
         return self._cached("factor", lambda: exp2(self.exponent()))
 
     def _cached(self, name: Any, make) -> Any:
@@ -130,8 +141,8 @@ def _larger(x: Scale, y: Scale) -> Scale:
 
 
 def exp2(exponent: Any) -> Any:
-    """2**exponent as float32, exactly, by writing the exponent bits; clamped to normal numbers."""
-    clamped = jnp.clip(exponent, MIN_EXPONENT, MAX_EXPONENT).astype(jnp.int32)
+    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers."""
+    clamped = jnp.clip(exponent, MIN_EXPONENT - 1, MAX_EXPONENT).astype(jnp.int32)
     return lax.bitcast_convert_type((clamped + _BIAS) << _MANTISSA_BITS, jnp.float32)
 
 

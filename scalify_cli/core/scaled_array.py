@@ -75,6 +75,9 @@ def as_scaled(tree: Any, scale: Any = None) -> Any:
         scale: the scale of every leaf, rounded down to a power of two. ``None`` takes the power of
             two at or below the values' root mean square where they are concrete, else 1. Zeros
             have any scale, and take the smallest.
+
+    Raises:
+        ValueError: the scale is known and is not a positive number.
     """
     return jax.tree.map(lambda x: _leaf(x, scale), tree, is_leaf=is_scaled)
 
@@ -92,6 +95,11 @@ def is_scaled(x: Any) -> bool:
     return isinstance(x, ScaledArray)
 
 
+def wide_dtype(dtype: Any) -> Any:
+    """Float32, or a wider float as it is: what narrow data is computed in."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def is_float(x: Any) -> bool:
     """Whether x (an array or a Python scalar) is of a real floating dtype."""
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
@@ -103,8 +111,8 @@ def _leaf(x: Any, scale: Any) -> Any:
         return x
     x = jnp.asarray(x)
     exact = jnp.float32(_scale_of(x)) if scale is None else _round_down(scale)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return ScaledArray((x.astype(wide) / exact).astype(x.dtype), exact)
+    wide = x.astype(wide_dtype(x.dtype))
+    return ScaledArray((wide / jnp.asarray(exact, wide.dtype)).astype(x.dtype), exact)
 
 
 def _is_float_array(x: Any) -> bool:
@@ -125,6 +133,8 @@ def _round_down(scale: Any) -> Any:
 
     if _is_tracer(scale):
         return exp2(log2_floor(scale))
+    if not 0 < float(scale) < float("inf"):
+        raise ValueError(f"the scale {scale} is not a positive number.")
     return jnp.float32(_floor_power_of_two(float(scale)))
 
 
@@ -136,7 +146,7 @@ def _floor_power_of_two(x: float) -> float:
 def _plain(x: Any, dtype: Any) -> Any:
     if not is_scaled(x):
         return x if dtype is None or not _is_float_array(x) else jnp.asarray(x, dtype)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     return (x.data.astype(wide) * x.scale.astype(wide)).astype(dtype or x.dtype)
 
 

@@ -76,7 +76,13 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
         return rule(equation, *map(unstacked, operands))
     if uniform and len(uniform) == len(operands):
         return _uniform(equation, uniform)
+    if primitive is p.convert_element_type_p and _known_number(operands[0]):
+        return [constant(bind(equation, operands)[0])]
     return bind(equation, [plain(x) for x in operands])
+
+
+def _known_number(x: Any) -> bool:
+    return not isinstance(x, (jax.core.Tracer, jax.Array)) and np.ndim(x) == 0
 
 
 def _uniform(equation: Any, operands: list[Uniform]) -> list[Any]:

@@ -17,7 +17,9 @@ import numpy as np
 from jax import lax
 
 from scalify_cli.core.scale import MIN_EXPONENT, ONE, Scale, exp2, log2_floor, maximum
-from scalify_cli.core.scaled_array import ScaledArray, is_float
+from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
+
+_FLOAT16_RANGE = 15  # binades around 1 in which powers of two are normal FP16 numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +84,15 @@ def leave(x: Any) -> Any:
         return x.array()
     if not isinstance(x, Scaled):
         return x
-    x = unstack(x)
-    return ScaledArray(x.data, jnp.float32(exp2(exponent_of(x))))
+    return _within_float32(unstack(x))
+
+
+def _within_float32(x: Scaled) -> ScaledArray:
+    """What lies beyond float32's exponents goes back into the data."""
+    scale = Scale(MIN_EXPONENT) if x.scale is None else x.scale
+    held = scale if scale.is_atom else scale.clamped()
+    data = x.data if held == scale else times(x.data, scale / held)
+    return ScaledArray.tree_unflatten(None, (data, jnp.float32(held.factor())))
 
 
 def exponent_of(x: Scaled) -> Any:
@@ -108,15 +117,11 @@ def plain(x: Any) -> Any:
 def true_values(x: Any) -> Any:
     """The true values in float32 (float64 stays): what an opaque function is applied to."""
     if isinstance(x, Uniform):
-        return jnp.full(x.shape, x.value, _wide(x.dtype))
+        return jnp.full(x.shape, x.value, wide_dtype(x.dtype))
     if not isinstance(x, Scaled):
-        return x.astype(_wide(x.dtype)) if is_float(x) else x
+        return x.astype(wide_dtype(x.dtype)) if is_float(x) else x
     x = unstack(x)
-    return times(x.data.astype(_wide(x.dtype)), x.scale)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+    return times(x.data.astype(wide_dtype(x.dtype)), x.scale)
 
 
 def promote(x: Any) -> Scaled:
@@ -129,8 +134,8 @@ def promote(x: Any) -> Scaled:
     if np.size(x) != 1:
         return Scaled(x, ONE)
     finite = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
-    exponent = log2_floor(finite.reshape(()))
-    return Scaled(x * exp2(-exponent).astype(x.dtype), Scale.unknown(exponent))
+    exponent = jnp.minimum(log2_floor(finite.reshape(())), -MIN_EXPONENT)
+    return Scaled(times(x, Scale.unknown(-exponent)), Scale.unknown(exponent))
 
 
 def times(data: Any, scale: Scale | None) -> Any:
@@ -138,6 +143,9 @@ def times(data: Any, scale: Scale | None) -> Any:
     if scale is None or scale == ONE:
         return data
     factor = scale.factor()
+    if data.dtype == jnp.float16 and not (scale.static and abs(scale.constant) < _FLOAT16_RANGE):
+        wide = lax.mul(data.astype(jnp.float32), jnp.asarray(factor, jnp.float32))
+        return wide.astype(data.dtype)
     narrow = np.asarray(factor, data.dtype) if scale.static else factor.astype(data.dtype)
     return lax.mul(data, narrow)
 
@@ -160,6 +168,6 @@ def unstack(x: Scaled) -> Scaled:
     if x.stacked is None:
         return x
     largest = jnp.max(x.stacked)
-    factors = exp2(x.stacked - largest).astype(x.dtype)
-    factors = lax.broadcast_in_dim(factors, x.shape, (0,))
-    return Scaled(x.data * factors, Scale.unknown(largest))
+    factors = lax.broadcast_in_dim(exp2(x.stacked - largest), x.shape, (0,))
+    data = lax.mul(x.data.astype(jnp.float32), factors).astype(x.dtype)
+    return Scaled(data, Scale.unknown(largest))

@@ -68,7 +68,8 @@ class _Transform:
 
     def dot(self, equation, operands):
         precision, scope = self.policy.precision, self.within(equation)
-        if not precision.rounds_matmuls or _matches(scope, precision.exclude):
+        floats = all(is_float(x) for x in operands)
+        if not (floats and precision.rounds_matmuls) or _matches(scope, precision.exclude):
             return bind(equation, operands)
         rounding = Rounding(self.policy.forward, self.policy.backward, scope or "matmul")
         output = rounded_dot(*operands, equation.params["dimension_numbers"], rounding)

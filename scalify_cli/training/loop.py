@@ -166,7 +166,7 @@ class _Loop:
         if self.due(done, self.trainer.validate_every):
             record["val/loss"] = self.evaluate(state)
         if self.due(done, self.trainer.observe_every):
-            statistics = jax.device_get(self.step.observe(state, batch))
+            statistics = self.step.observe(state, batch)
             record |= _summaries(statistics)
         if done or len(record) > 2:
             yield record
@@ -191,7 +191,7 @@ class _Loop:
         return done == self.trainer.steps or (every > 0 and done % every == 0)
 
     def diverged(self, state: Any, batch: np.ndarray, record: Record) -> Record:
-        statistics = jax.device_get(self.step.observe(state, batch))
+        statistics = self.step.observe(state, batch)
         tensor = _first_bad(statistics) or _bad_metric(record)
         message = f"{tensor} is not finite at step {record['step']}"
         return _end("diverged", record["step"], message) | {"tensor": tensor}

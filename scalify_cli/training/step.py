@@ -13,7 +13,15 @@ import numpy as np
 import optax
 from jax import lax
 
-from scalify_cli.core import as_scaled, is_float, rescale, scalify, unscale
+from scalify_cli.core import (
+    ScaledArray,
+    as_scaled,
+    is_float,
+    is_scaled,
+    rescale,
+    scalify,
+    unscale,
+)
 from scalify_cli.numerics.observe import observe
 from scalify_cli.precision import Policy, dtype_of, with_precision
 from scalify_cli.training.optimizer import (
@@ -29,6 +37,12 @@ class State(NamedTuple):
     step: Any
     parameters: Any
     optimizer: Any
+
+
+def _stored(x: Any, dtype: Any) -> Any:
+    if is_scaled(x):
+        return ScaledArray(x.data.astype(dtype), x.scale)
+    return x.astype(dtype) if is_float(x) else x
 
 
 class Step:
@@ -68,7 +82,7 @@ class Step:
         moments = init_low_precision(self.optimizer, self.policy, parameters)
         if self._scales:
             parameters, moments = as_scaled((parameters, moments))
-        parameters = jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, parameters)
+        parameters = jax.tree.map(lambda x: _stored(x, dtype), parameters, is_leaf=is_scaled)
         return State(jnp.int32(0), parameters, moments)
 
     def update(self, state: State, batch: np.ndarray) -> tuple[State, dict[str, jax.Array]]:
@@ -82,9 +96,9 @@ class Step:
         """The loss on a batch, in the recipe's precision."""
         return self._evaluate(state.parameters, batch)
 
-    def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, jax.Array]]:
-        """Statistics of every named tensor of a step, in the order of their computation."""
-        observed = self._observe(state, batch)
+    def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """Statistics of every named tensor of a step, on the host, in order of computation."""
+        observed = jax.device_get(self._observe(state, batch))
         return dict(zip(self._names, observed, strict=True))
 
     @property

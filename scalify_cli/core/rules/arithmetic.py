@@ -8,6 +8,7 @@ from scalify_cli.core.rules.families import (
     agrees,
     aligned,
     compares,
+    in_own_dtype,
     opaque,
     passes_through,
     power,
@@ -63,3 +64,4 @@ RULES |= dict.fromkeys(
     ),
     opaque,
 )
+RULES |= dict.fromkeys((p.bitcast_convert_type_p, p.nextafter_p), in_own_dtype)

@@ -49,7 +49,7 @@ def scan(equation, *operands, run):
     def body(carry, slices):
         arguments = [x.open(x.arrays) for x in consts]
         arguments += [_open_carry(arrays) for arrays in carry]
-        arguments += [x.open(arrays) for x, arrays in zip(xs, slices, strict=True)]
+        arguments += [x.slice(arrays) for x, arrays in zip(xs, slices, strict=True)]
         outputs = run(params["jaxpr"], arguments)
         stacked[:] = [_Output(x) for x in outputs[count:]]
         carry = [_carried(x, like) for x, like in zip(outputs[:count], carry, strict=True)]
@@ -119,6 +119,12 @@ class _Input:
             self.arrays = (value.data,) if value.stacked is None else (value.data, value.stacked)
             if value.scale is not None and not value.scale.static:
                 self.exponent = value.scale.exponent()
+
+    def slice(self, arrays: tuple) -> Any:
+        """One iteration's part of a value that a loop runs over."""
+        if isinstance(self.value, Uniform):
+            return replace(self.value, shape=self.value.shape[1:])
+        return self.open(arrays)
 
     def open(self, arrays: tuple) -> Any:
         """The value again, from arrays that belong to the inner trace."""

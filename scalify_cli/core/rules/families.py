@@ -13,13 +13,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.scale import ONE, Scale
-from scalify_cli.core.scaled_array import is_float
+from scalify_cli.core.scaled_array import is_float, wide_dtype
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
@@ -32,6 +34,7 @@ from scalify_cli.core.values import (
 )
 
 Rule = Callable[..., list[Any]]
+_PROGRAMS = (jex.Jaxpr, jex.ClosedJaxpr)
 
 
 def passes_through(equation: Any, x: Any, *others: Any) -> list[Any]:
@@ -111,7 +114,7 @@ def compares(equation: Any, *operands: Any) -> list[Any]:
 
 
 def _widened(x: Scaled) -> Scaled:
-    return x.with_data(x.data.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return x.with_data(x.data.astype(wide_dtype(x.dtype)))
 
 
 def opaque(equation: Any, *operands: Any) -> list[Any]:
@@ -124,15 +127,18 @@ def opaque(equation: Any, *operands: Any) -> list[Any]:
 
 
 def fallback(equation: Any, *operands: Any) -> list[Any]:
-    """A primitive without a rule: opaque where it takes float32, else on values in its own dtype.
+    """A primitive without a rule: opaque, or in its own dtype where it calls another program.
 
-    The trace report lists it; it is never refused.
+    It is never refused.
     """
-    try:
-        return opaque(equation, *operands)
-    except (TypeError, ValueError, AssertionError):
-        outputs = bind(equation, [plain(x) for x in operands])
-        return [Scaled(data, ONE) if is_float(data) else data for data in outputs]
+    calls = any(isinstance(value, _PROGRAMS) for value in jax.tree.leaves(equation.params))
+    return in_own_dtype(equation, *operands) if calls else opaque(equation, *operands)
+
+
+def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
+    """True values in the operands' own dtype: for programs and for bits."""
+    outputs = bind(equation, [plain(x) for x in operands])
+    return [Scaled(data, ONE) if is_float(data) else data for data in outputs]
 
 
 def power(equation: Any, x: Any) -> list[Any]:
@@ -150,7 +156,8 @@ def root(n: int) -> Rule:
         if x.scale is None:
             return [Scaled(bind(equation, [x.data])[0], None if n > 0 else ONE)]
         scale, rest = x.scale.root(abs(n))
-        data = bind(equation, [times(x.data, rest)])[0]
+        wide = x.data if rest == ONE else times(x.data.astype(wide_dtype(x.dtype)), rest)
+        data = bind(equation, [wide])[0].astype(x.dtype)
         return [Scaled(data, scale if n > 0 else scale**-1)]
 
     return rule

@@ -7,6 +7,7 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import binades
+from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.values import Scaled, promote
 
 
@@ -31,7 +32,7 @@ def contraction(size, accumulate):
 
 def _divided(equation, x, y, shift, accumulate):
     """The product over 2**shift: in the smaller operand where its dtype has float32's range."""
-    wide = jnp.promote_types(equation.outvars[0].aval.dtype, jnp.float32)
+    wide = wide_dtype(equation.outvars[0].aval.dtype)
     operands = [x, y]
     small = 0 if np.size(x) <= np.size(y) else 1
     if operands[small].dtype in (jnp.float32, jnp.float64):

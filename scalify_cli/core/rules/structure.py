@@ -1,6 +1,5 @@
 """Scale rules of reductions, indexing and shape changes."""
 
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
@@ -15,6 +14,7 @@ from scalify_cli.core.rules.families import (
     passes_through,
     scale_free,
 )
+from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.values import Scaled, plain, promote
 
 
@@ -30,7 +30,7 @@ def sum_rule(equation, x):
 
 def _divided(data, shift):
     """``data / 2**shift``, widened to float32 where a 16-bit sum would round or overflow."""
-    wide = data.astype(jnp.promote_types(data.dtype, jnp.float32))
+    wide = data.astype(wide_dtype(data.dtype))
     return lax.mul(wide, np.asarray(2.0**-shift, wide.dtype)) if shift else wide
 
 
@@ -38,11 +38,9 @@ def scatter(equation, operand, indices, updates):
     """Updates and operand agree on a scale; a 16-bit sum is accumulated in float32."""
     data, scale = aligned(operand, updates)
     dtype = data[0].dtype
-    wide = [x.astype(jnp.promote_types(dtype, jnp.float32)) for x in data]
-    if any(isinstance(value, Scaled) for value in (operand, updates)):
-        result = _SCATTER[equation.primitive](wide[0], plain(indices), wide[1], equation.params)
-        return [Scaled(result.astype(dtype), scale)]
-    return bind(equation, [operand, indices, updates])
+    wide = [x.astype(wide_dtype(dtype)) for x in data]
+    result = _SCATTER[equation.primitive](wide[0], plain(indices), wide[1], equation.params)
+    return [Scaled(result.astype(dtype), scale)]
 
 
 def _scatter_with(function):
@@ -74,16 +72,34 @@ def dynamic_update(equation, operand, update, *starts):
     return [Scaled(bind(equation, [*data, *map(plain, starts)])[0], scale)]
 
 
-def sort(equation, *operands):
-    """One operand keeps its scale; several are sorted by true values."""
-    rule = passes_through if len(operands) == 1 else opaque
-    return rule(equation, *operands)
+def gather(equation, operand, indices):
+    """Picks elements; an explicit fill value is a true value."""
+    fill = equation.params["fill_value"]
+    marks = fill is None or fill == 0 or not np.isfinite(fill)
+    return (passes_through if marks else opaque)(equation, operand, indices)
+
+
+def top_k(equation, x):
+    """The largest values keep their scale; their indices are integers."""
+    x = promote(x)
+    values, indices = bind(equation, [x.data])
+    return [x.with_data(values), indices]
+
+
+def product_rule(equation, x):
+    """A product of n values has the n-th power of their scale."""
+    x = promote(x)
+    count = int(np.prod([x.shape[axis] for axis in equation.params["axes"]]))
+    return [Scaled(bind(equation, [x.data])[0], x.scale and x.scale**count)]
 
 
 RULES = {
     p.reduce_sum_p: sum_rule,
     p.dynamic_update_slice_p: dynamic_update,
-    p.sort_p: sort,
+    p.reduce_prod_p: product_rule,
+    p.gather_p: gather,
+    p.top_k_p: top_k,
+    p.sort_p: each_passes_through,
     p.argmax_p: scale_free,
     p.argmin_p: scale_free,
     p.concatenate_p: agrees,
@@ -95,8 +111,9 @@ RULES |= dict.fromkeys(_SCATTER, scatter)
 RULES |= dict.fromkeys(
     (
         *(p.reshape_p, p.broadcast_in_dim_p, p.transpose_p, p.squeeze_p, p.rev_p, p.slice_p),
-        *(p.dynamic_slice_p, p.gather_p, p.reduce_max_p, p.reduce_min_p, lax.split_p),
-        *(p.cummax_p, p.cummin_p, p.reduce_window_max_p, p.reduce_window_min_p),
+        *(p.dynamic_slice_p, p.reduce_max_p, p.reduce_min_p, lax.split_p),
+        *(p.cummax_p, p.cummin_p, p.cumsum_p),
+        *(p.reduce_window_max_p, p.reduce_window_min_p, p.reduce_window_sum_p),
     ),
     passes_through,
 )
