@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _BIAS, _MANTISSA_BITS = 127, 23
@@ -80,7 +81,9 @@ class Scale:
         if all(k % n == 0 for _, k in self.terms):
             quotient, rest = divmod(self.constant, n)
             return Scale(quotient, tuple((atom, k // n) for atom, k in self.terms)), Scale(rest)
-        quotient = self._memo(("root", n), lambda e: e >> 1 if n == 2 else e // n)
+        quotient = self._memo(
+            ("root", n), lambda e: lax.shift_right_arithmetic(e, np.int32(1)) if n == 2 else e // n
+        )
         return quotient, self / quotient**n
 
     def exponent(self) -> Any:
@@ -95,7 +98,7 @@ class Scale:
         """The nearest scale that float32 holds."""
         if self.static:
             return Scale(min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT))
-        return self._memo("clamped", lambda e: jnp.clip(e, MIN_EXPONENT, MAX_EXPONENT))
+        return self._memo("clamped", lambda e: clip(e, MIN_EXPONENT, MAX_EXPONENT))
 
     def factor(self) -> Any:
         """The scale as a float: Python's when static, else a float32 scalar."""
@@ -114,10 +117,11 @@ class Scale:
         return self._cached(name, lambda: Scale.unknown(of_exponent(self._sum())))
 
     def _sum(self) -> Any:
-        total = self.constant
+        total = None
         for atom, n in self.terms:
-            total = total + (atom.value if n == 1 else n * atom.value)
-        return total
+            term = atom.value if n == 1 else lax.mul(atom.value, np.int32(n))
+            total = term if total is None else lax.add(total, term)
+        return lax.add(total, np.int32(self.constant)) if self.constant else total
 
 
 ONE = Scale()
@@ -137,17 +141,23 @@ def _larger(x: Scale, y: Scale) -> Scale:
         return x if ratio.constant >= 0 else y
     holder = x if x.terms else y
     key = ("maximum", frozenset((x.key, y.key)))
-    return holder._cached(key, lambda: Scale.unknown(jnp.maximum(x.exponent(), y.exponent())))
+    larger = lambda: lax.max(jnp.int32(x.exponent()), jnp.int32(y.exponent()))  # noqa: E731
+    return holder._cached(key, lambda: Scale.unknown(larger()))
 
 
 def exp2(exponent: Any) -> Any:
     """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers."""
-    clamped = jnp.clip(exponent, MIN_EXPONENT - 1, MAX_EXPONENT).astype(jnp.int32)
-    return lax.bitcast_convert_type((clamped + _BIAS) << _MANTISSA_BITS, jnp.float32)
+    code = clip(exponent + np.int32(_BIAS), 0, MAX_EXPONENT + _BIAS)
+    return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
+
+
+def clip(exponent: Any, low: int, high: int) -> Any:
+    """An int32 scalar within bounds, in two operations."""
+    return lax.min(lax.max(jnp.int32(exponent), np.int32(low)), np.int32(high))
 
 
 def log2_floor(x: Any) -> Any:
     """Exponent of the power of two at or below |x| (float32); zero gives the smallest scale."""
-    bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
-    exponent = ((bits >> _MANTISSA_BITS) & 0xFF) - _BIAS
-    return jnp.clip(exponent, MIN_EXPONENT, MAX_EXPONENT)
+    bits = lax.bitcast_convert_type(lax.abs(jnp.asarray(x, jnp.float32)), jnp.int32)
+    exponent = lax.shift_right_logical(bits, np.int32(_MANTISSA_BITS)) - np.int32(_BIAS)
+    return clip(exponent, MIN_EXPONENT, MAX_EXPONENT)

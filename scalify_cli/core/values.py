@@ -144,7 +144,7 @@ def times(data: Any, scale: Scale | None) -> Any:
         return data
     factor = scale.factor()
     if data.dtype == jnp.float16 and not (scale.static and abs(scale.constant) < _FLOAT16_RANGE):
-        wide = lax.mul(data.astype(jnp.float32), jnp.asarray(factor, jnp.float32))
+        wide = lax.mul(data.astype(jnp.float32), np.float32(factor) if scale.static else factor)
         return wide.astype(data.dtype)
     narrow = np.asarray(factor, data.dtype) if scale.static else factor.astype(data.dtype)
     return lax.mul(data, narrow)
