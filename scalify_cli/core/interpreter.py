@@ -28,11 +28,13 @@ Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
 
 
 class Program(NamedTuple):
-    """A traced call: its jaxpr, its array arguments, and how to rebuild the result."""
+    """A traced call: its jaxpr, its array arguments, how to rebuild the result and trace anew."""
 
     closed: jex.ClosedJaxpr
     arguments: list[Any]
     rebuild: Callable[[Sequence[Any]], Any]
+    trace: Callable[[Sequence[Any]], jex.ClosedJaxpr]
+    avals: list[Any]
 
 
 def trace_call(f: Callable, args: tuple, kwargs: dict, whole: bool = True) -> Program:
@@ -56,7 +58,13 @@ def trace_call(f: Callable, args: tuple, kwargs: dict, whole: bool = True) -> Pr
     avals = [jax.typeof(x.data if is_scaled(x) else x) for x in arguments]
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
     result = jax.tree.structure(shape)
-    return Program(closed, arguments, lambda outputs: jax.tree.unflatten(result, outputs))
+    return Program(
+        closed,
+        arguments,
+        lambda outputs: jax.tree.unflatten(result, outputs),
+        jax.make_jaxpr(flat),
+        avals,
+    )
 
 
 def _is_array(x: Any) -> bool:

@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -10,10 +12,11 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import bind, evaluate, trace_call
+from scalify_cli.core.literals import true_literals
 from scalify_cli.core.rules import RULES as TABLE
 from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
 from scalify_cli.core.rules.families import fallback
-from scalify_cli.core.scaled_array import is_float
+from scalify_cli.core.scaled_array import is_float, is_scaled
 from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, plain
 
 RULES = TABLE
@@ -44,23 +47,39 @@ def scalify(f: Callable, rules: Mapping[jex.Primitive, Callable] = RULES) -> Cal
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
         program = trace_call(f, args, kwargs)
-        outputs = run(program.closed, [enter(x) for x in program.arguments], rules)
+        if not any(is_scaled(x) for x in program.arguments):
+            return f(*args, **kwargs)
+        exact = true_literals(program.trace, program.avals, program.closed)
+        outputs = run(program.closed, [enter(x) for x in program.arguments], rules, exact)
         return program.rebuild([leave(x) for x in outputs])
 
     return scaled
 
 
-def run(closed: jex.ClosedJaxpr, arguments: Sequence[Any], rules: Mapping) -> list[Any]:
-    """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values."""
+def run(
+    closed: jex.ClosedJaxpr,
+    arguments: Sequence[Any],
+    rules: Mapping,
+    exact: Mapping[int, float] = MappingProxyType({}),
+) -> list[Any]:
+    """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values.
+
+    Args:
+        exact: unrounded values of literals, by their ``id``.
+    """
 
     def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-        return run(jaxpr, operands, rules)
+        return run(jaxpr, operands, rules, exact)
+
+    def literal(atom: jex.Literal) -> Any:
+        value = constant(atom.val)
+        return replace(value, value=exact[id(atom)]) if id(atom) in exact else value
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         return _apply(equation, operands, rules, inner)
 
     consts = [constant(x) for x in closed.consts]
-    return evaluate(closed.jaxpr, consts, arguments, apply, lambda atom: constant(atom.val))
+    return evaluate(closed.jaxpr, consts, arguments, apply, literal)
 
 
 def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:
