@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 for name in ("WANDB_API_KEY", "WANDB_MODE", "SCALIFY_RUNS", "SCALIFY_CONF", "SCALIFY_DEBUG"):
     os.environ.pop(name, None)
+
+import jax  # noqa: E402  (after its platform is chosen)
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")

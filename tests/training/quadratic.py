@@ -39,7 +39,7 @@ class Data:
 
 
 def loss(weights, batch):
-    return 0.5 * jnp.mean(jnp.square(batch.astype(jnp.float32) - weights))
+    return 0.5 * jnp.mean(jnp.square(batch.astype(jnp.float32) - weights[None]))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -79,7 +79,7 @@ class Quadratic:
         return jax.jit(loss)(state["weights"], batch)
 
     def observe(self, state, batch):
-        return observe(state["weights"], jnp.asarray(batch, jnp.float32))
+        return jax.device_get(observe(state["weights"], jnp.asarray(batch, jnp.float32)))
 
 
 def records(folder: Path, trainer=TRAINER, step=None, data=None, **options):
