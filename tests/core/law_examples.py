@@ -1,0 +1,194 @@
+"""A program for every primitive that has a scale rule: the table that the law is tested over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import primitives as p
+
+FINE, COARSE, POSITIVE = "fine", "coarse", "positive"
+M = (4, 6)
+ROWS = np.array([[3], [0], [7]])  # the last one is out of bounds
+
+
+@dataclass(frozen=True)
+class Example:
+    """A function of float arrays that uses one primitive.
+
+    Args:
+        shapes: of its arguments.
+        data: ``fine`` uses every mantissa bit, ``coarse`` keeps sums exact in any order and any
+            dtype, ``positive`` is fine without signs and zeros.
+        degree: f(s*x) = s**degree * f(x) for homogeneous functions, else None. Opaque functions
+            are right within a unit in the last place and not bit for bit.
+        reach: the largest |log2 scale| for which results stay within float32 (and bfloat16).
+        narrow_reach: the same for float16.
+    """
+
+    f: Callable
+    shapes: tuple = (M,)
+    data: str = FINE
+    degree: float | None = 1
+    reach: int = 60
+    narrow_reach: int = 3
+    opaque: bool = False
+
+
+def opaque(f, shapes=(M,), data=FINE, reach=3, narrow_reach=1):
+    return Example(f, shapes, data, None, reach, narrow_reach, opaque=True)
+
+
+def scatter(f):
+    numbers = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+    return Example(lambda x, u: f(x, ROWS, u, numbers), (M, (3, 6)), COARSE)
+
+
+def gather(x):
+    numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
+    return lax.gather(x, ROWS, numbers, slice_sizes=(1, 6), mode="fill")
+
+
+def window(f, start, data=FINE):
+    def pooled(x):
+        return lax.reduce_window(x, np.asarray(start, x.dtype), f, (2, 2), (1, 2), "VALID")
+
+    return Example(pooled, data=data)
+
+
+def dot(x, y):  # [2, 4, 3, 2] · [2, 2, 3, 5] over the 3 and the last 2, batched over the first
+    return lax.dot_general(x, y, (((2, 3), (2, 1)), ((0,), (0,))))
+
+
+def convolve(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1,), "SAME", rhs_dilation=(2,))
+
+
+def cast(x):
+    return lax.convert_element_type(x, jnp.float32 if x.dtype == jnp.bfloat16 else jnp.bfloat16)
+
+
+def bitcast(x):
+    return lax.bitcast_convert_type(x, jnp.int32 if x.dtype == jnp.float32 else jnp.int16)
+
+
+def compare(f):
+    return Example(f, (M, M), COARSE, degree=0)
+
+
+def choose(x, y):
+    return lax.select(np.arange(24).reshape(M) % 3 == 0, x, y)
+
+
+EXAMPLES = {
+    # multiplies
+    p.mul_p: Example(jnp.multiply, (M, M), degree=2),
+    p.div_p: Example(jnp.divide, (M, M), data=POSITIVE, degree=0),
+    p.integer_pow_p: Example(
+        lambda x: lax.integer_pow(x, -3), data=POSITIVE, degree=-3, reach=30, narrow_reach=2
+    ),
+    p.square_p: Example(lax.square, degree=2),
+    p.sqrt_p: Example(lax.sqrt, data=POSITIVE, degree=0.5),
+    p.rsqrt_p: Example(lax.rsqrt, data=POSITIVE, degree=-0.5),
+    p.cbrt_p: Example(lax.cbrt, degree=1 / 3, opaque=True),
+    p.reduce_prod_p: Example(
+        lambda x: lax.reduce_prod(x, (0,)), data=POSITIVE, degree=4, reach=24, narrow_reach=0
+    ),
+    p.dot_general_p: Example(dot, ((2, 4, 3, 2), (2, 2, 3, 5)), COARSE, degree=2),
+    p.conv_general_dilated_p: Example(convolve, ((2, 3, 8), (4, 3, 3)), COARSE, degree=2),
+    # agrees
+    p.add_p: Example(jnp.add, (M, M)),
+    p.sub_p: Example(jnp.subtract, (M, M)),
+    p.add_jaxvals_p: Example(p.add_jaxvals_p.bind, (M, M)),
+    p.max_p: Example(lax.max, (M, M)),
+    p.min_p: Example(lax.min, (M, M)),
+    p.concatenate_p: Example(lambda *xs: lax.concatenate(xs, 0), (M, M)),
+    p.pad_p: Example(lambda x, y: lax.pad(x, y, ((1, -1, 0), (0, 2, 1))), (M, ())),
+    p.clamp_p: Example(lambda low, x, high: lax.clamp(low, x, high), (M, M, M)),
+    p.select_n_p: Example(choose, (M, M)),
+    p.dynamic_update_slice_p: Example(
+        lambda x, u: lax.dynamic_update_slice(x, u, (np.int32(3), np.int32(1))), (M, (2, 2))
+    ),
+    p.scatter_p: scatter(lax.scatter),
+    p.scatter_add_p: scatter(lax.scatter_add),
+    p.scatter_max_p: scatter(lax.scatter_max),
+    p.scatter_min_p: scatter(lax.scatter_min),
+    # compares
+    p.eq_p: compare(lax.eq),
+    p.ne_p: compare(lax.ne),
+    p.lt_p: compare(lax.lt),
+    p.le_p: compare(lax.le),
+    p.gt_p: compare(lax.gt),
+    p.ge_p: compare(lax.ge),
+    # a function of the data alone
+    p.sign_p: Example(lax.sign, degree=0),
+    p.is_finite_p: Example(lax.is_finite, degree=0),
+    p.argmax_p: Example(lambda x: lax.argmax(x, 1, np.int32), degree=0),
+    p.argmin_p: Example(lambda x: lax.argmin(x, 0, np.int32), degree=0),
+    # passes through
+    p.neg_p: Example(lax.neg),
+    p.abs_p: Example(lax.abs),
+    p.copy_p: Example(lambda x: jnp.array(x, copy=True)),
+    p.stop_gradient_p: Example(p.stop_gradient_p.bind),
+    p.reduce_precision_p: Example(lambda x: lax.reduce_precision(x, 8, 5)),
+    p.convert_element_type_p: Example(cast),
+    p.reshape_p: Example(lambda x: lax.reshape(x, (3, 8))),
+    p.broadcast_in_dim_p: Example(lambda x: lax.broadcast_in_dim(x, (4, 2, 6), (0, 2))),
+    p.transpose_p: Example(lambda x: lax.transpose(x, (1, 0))),
+    p.squeeze_p: Example(lambda x: lax.squeeze(x, (0,)), ((1, 6),)),
+    p.rev_p: Example(lambda x: lax.rev(x, (1,))),
+    p.slice_p: Example(lambda x: lax.slice(x, (1, 0), (4, 6), (1, 2))),
+    p.dynamic_slice_p: Example(lambda x: lax.dynamic_slice(x, (np.int32(9), np.int32(1)), (2, 3))),
+    p.gather_p: Example(gather),
+    lax.split_p: Example(lambda x: tuple(lax.split(x, (2, 4), 1))),
+    p.top_k_p: Example(lambda x: tuple(lax.top_k(x, 3))),
+    p.sort_p: Example(lambda x: lax.sort(x, dimension=1)),
+    p.cummax_p: Example(lax.cummax),
+    p.cummin_p: Example(lambda x: lax.cummin(x, 1, reverse=True)),
+    p.reduce_max_p: Example(lambda x: jnp.max(x, 0)),
+    p.reduce_min_p: Example(lambda x: jnp.min(x, (0, 1))),
+    p.reduce_sum_p: Example(lambda x: jnp.sum(x, 0), data=COARSE),
+    p.cumsum_p: Example(lambda x: lax.cumsum(x, 1), data=COARSE),
+    p.reduce_window_sum_p: window(lax.add, 0.0, COARSE),
+    p.reduce_window_max_p: window(lax.max, -np.inf),
+    p.reduce_window_min_p: window(lax.min, np.inf),
+    lax.optimization_barrier_p: Example(lambda x, y: lax.optimization_barrier((x, y)), (M, M)),
+    # in its own dtype, at scale 1
+    p.bitcast_convert_type_p: Example(bitcast, degree=None),
+    p.nextafter_p: Example(lax.nextafter, (M, M), POSITIVE, degree=None),
+    # opaque
+    p.exp_p: opaque(lax.exp),
+    p.exp2_p: opaque(lax.exp2),
+    p.expm1_p: opaque(lax.expm1),
+    p.log_p: opaque(lax.log, data=POSITIVE, reach=60),
+    p.log1p_p: opaque(lax.log1p, data=POSITIVE, reach=60),
+    p.logistic_p: opaque(lax.logistic, reach=60),
+    p.tanh_p: opaque(lax.tanh, reach=60),
+    p.erf_p: opaque(lax.erf, reach=60),
+    p.erfc_p: opaque(lax.erfc),
+    p.erf_inv_p: opaque(lax.erf_inv),
+    p.sin_p: opaque(lax.sin),
+    p.cos_p: opaque(lax.cos),
+    p.pow_p: opaque(lax.pow, (M, M), POSITIVE, narrow_reach=0),
+    p.round_p: opaque(lax.round, reach=60),
+    p.floor_p: opaque(lax.floor, reach=60),
+}
+
+
+def primitives_of(f, *arguments):
+    """Every primitive in the jaxpr of f, those of inner jaxprs included."""
+
+    def inside(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation.primitive
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+                if _is_jaxpr(inner):
+                    yield from inside(getattr(inner, "jaxpr", inner))
+
+    return set(inside(jax.make_jaxpr(f)(*arguments).jaxpr))
+
+
+def _is_jaxpr(x):
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")

@@ -1,0 +1,74 @@
+"""Numbers in a program are split before a 16-bit dtype can lose them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scalify_cli.core import ScaledArray, scalify
+
+WAYS = {"eager": lambda f: f, "jit": jax.jit}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+halves = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+VALUES = np.float32([1, 2, 0.5, -3])
+
+
+@ways
+@halves
+@pytest.mark.parametrize("exponent", [-40, -30, -27, -10, 0])
+def test_adams_epsilon(way, dtype, exponent):
+    def f(x):
+        return x / (jnp.sqrt(x * x) + 1e-8)
+
+    got = np.float32(way(scalify(f))(ScaledArray(jnp.asarray(VALUES, dtype), 2.0**exponent)))
+    np.testing.assert_allclose(got, f(VALUES * 2.0**exponent), rtol=4 * jnp.finfo(dtype).eps)
+
+
+@ways
+@halves
+@pytest.mark.parametrize("number", [1e-8, 3e-20, 1e6, 3e20, -7e-9])
+def test_numbers_beyond_float16(way, dtype, number):
+    x = ScaledArray(jnp.asarray(VALUES, dtype), 2.0**-3)
+    unit = float(jnp.finfo(dtype).eps)
+    for f in (lambda x: x * number, lambda x: x / number, lambda x: (x + number) - x * 0):
+        got = np.float32(way(scalify(f))(x))
+        wanted = f(VALUES / 8)
+        np.testing.assert_allclose(got, wanted, rtol=2 * unit, atol=2 * unit * np.abs(wanted).max())
+
+
+@ways
+def test_inside_called_functions_and_loops(way):
+    def f(x):
+        inner = jax.jit(lambda y: y * 1e-8)
+        total, _ = jax.lax.scan(lambda c, y: (c + y * 1e-8, None), jnp.zeros_like(x[0]), x)
+        return inner(x), total, jnp.clip(x * 1e-9, 0, 1e-9) * 1e8
+
+    x = ScaledArray(jnp.float16([1, 2, 4]), 1.0)
+    product, total, clipped = way(scalify(f))(x)
+    np.testing.assert_allclose(np.float32(product), np.float32([1e-8, 2e-8, 4e-8]), rtol=2e-3)
+    np.testing.assert_allclose(np.float32(total), 7e-8, rtol=2e-3)
+    np.testing.assert_allclose(np.float32(clipped), 0.1, rtol=2e-3)
+
+
+@ways
+def test_a_program_that_depends_on_its_dtype_still_runs(way):
+    def f(x):
+        half = x.dtype == jnp.float16
+        y = x * 1e-8 if half else jnp.sin(x)
+        return y * jnp.asarray(2, x.dtype), jnp.zeros(2, x.dtype)
+
+    x = ScaledArray(jnp.float16([1, 2]), 1.0)
+    got, zeros = way(scalify(f))(x)
+    assert got.dtype == jnp.float16
+    assert got.shape == (2,)
+    assert np.float32(zeros).tolist() == [0, 0]
+
+
+@ways
+def test_arithmetic_of_numbers_is_folded_in_float32(way):
+    def f(x):
+        tiny = jnp.full((), 1e-8, x.dtype)
+        return x * (tiny * 1e-4) / tiny
+
+    got = np.float32(way(scalify(f))(ScaledArray(jnp.float16([1, 2]), 1.0)))
+    np.testing.assert_allclose(got, [1e-4, 2e-4], rtol=4e-3)

@@ -1,0 +1,163 @@
+"""Zero, infinity and NaN have any scale: they never move a shared one and never spread."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+from scalify_cli.core import ScaledArray, as_scaled, scalify, unscale
+
+TINY = 2.0**-40  # float16 holds it as a scale only
+WAYS = {"eager": lambda f: f, "jit": jax.jit}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+
+
+def tiny(*values, dtype=jnp.float16):
+    return ScaledArray(jnp.asarray(values, dtype), TINY)
+
+
+def true(tree):
+    return jax.tree.map(np.float32, unscale(tree, jnp.float32))
+
+
+@ways
+@pytest.mark.parametrize(
+    "f",
+    [
+        jax.nn.relu,
+        lambda x: jnp.where(x > 0, x, 0.0),
+        lambda x: jnp.maximum(x, 0) + jnp.zeros_like(x),
+        lambda x: x + jnp.zeros(x.shape, x.dtype),
+        lambda x: jnp.zeros(x.shape, x.dtype).at[:].add(x),
+        lambda x: jnp.pad(x, 1)[1:-1],
+        lambda x: lax.clamp(np.asarray(0, x.dtype), x, np.asarray(np.inf, x.dtype)),
+        lambda x: jnp.where(jnp.isfinite(x), x, -jnp.inf),
+        lambda x: jnp.clip(x, 0),
+    ],
+)
+def test_a_zero_or_an_infinity_does_not_move_the_scale(way, f):
+    result = way(scalify(f))(tiny(1, 2, 3))
+    np.testing.assert_array_equal(np.float32(result.data) * float(result.scale) / TINY, [1, 2, 3])
+    assert float(result.scale) == TINY
+
+
+@ways
+def test_zeros_given_to_the_transform_do_not_move_the_scale(way):
+    result = way(scalify(jnp.add))(tiny(1, 2), as_scaled(jnp.zeros(2, jnp.float16)))
+    assert float(result.scale) == TINY
+
+
+@ways
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_a_scalar_zero_known_only_at_run_time(way, dtype):
+    x, zero = tiny(1, -2, dtype=dtype), jnp.zeros((), dtype)
+    np.testing.assert_array_equal(true(way(scalify(jnp.add))(x, zero)) / TINY, [1, -2])
+    np.testing.assert_array_equal(true(way(scalify(jnp.multiply))(x, zero)), [0, 0])
+    np.testing.assert_array_equal(true(way(scalify(jnp.maximum))(x, zero)) / TINY, [1, 0])
+
+
+@ways
+def test_the_first_update_of_moments_born_as_zeros(way):
+    def update(gradient, moments):
+        first, second = moments
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.95 * second + 0.05 * jnp.square(gradient)
+        return first, second
+
+    gradient = tiny(1.0, 0.0, -3.0)
+    inside = way(scalify(lambda g: update(g, (jnp.zeros_like(g), jnp.zeros_like(g)))))(gradient)
+    outside = way(scalify(update))(gradient, as_scaled((jnp.zeros(3, jnp.float16),) * 2))
+    wanted = update(true(gradient), (0.0, 0.0))
+    for moments in (inside, outside):
+        np.testing.assert_allclose(true(moments), wanted, rtol=2.0**-9)
+
+
+@ways
+def test_adam_of_tiny_gradients(way):
+    optimizer = optax.adam(0.125)
+    gradients = {"w": tiny(1.0, -2.0, 0.0, dtype=jnp.float32)}
+    parameters = {"w": jnp.ones(3)}
+
+    def first_step(gradients, parameters):
+        updates, state = optimizer.update(gradients, optimizer.init(parameters), parameters)
+        return optax.apply_updates(parameters, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer
+        got = way(scalify(first_step))(gradients, as_scaled(parameters))
+        wanted = first_step(true(gradients), parameters)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), true(got), wanted)
+
+
+def masked(x):
+    return jnp.where(jnp.tril(jnp.ones((3, 3), bool)), x, -jnp.inf)
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-20, 0, 3])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jax.nn.softmax(masked(x)),
+        lambda x: jax.nn.logsumexp(masked(x), axis=-1),
+        lambda x: jnp.exp(jax.nn.log_softmax(masked(x))),
+        lambda x: jax.grad(lambda y: jax.nn.softmax(masked(y))[:, 0].sum())(x),
+        lambda x: jax.grad(lambda y: jax.nn.logsumexp(masked(y), axis=-1).sum())(x),
+    ],
+    ids=["softmax", "logsumexp", "log_softmax", "grad softmax", "grad logsumexp"],
+)
+def test_masks_of_minus_infinity(way, dtype, exponent, f):
+    x = np.linspace(-2, 2, 9).reshape(3, 3)
+    got = true(way(scalify(f))(ScaledArray(jnp.asarray(x, dtype), 2.0**exponent)))
+    wanted = np.asarray(f(jnp.float32(np.asarray(x, dtype)) * 2.0**exponent))
+    unit = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(got, wanted, rtol=4 * unit, atol=4 * unit)
+
+
+@ways
+@pytest.mark.parametrize("f", [jnp.var, jnp.std, lambda x: jnp.linalg.norm(x)])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_statistics_of_tiny_and_of_constant_values(way, f, dtype):
+    values = np.float32([1, 2, 4, -3])
+    got = float(true(way(scalify(f))(tiny(*values, dtype=dtype))))
+    power = 2 if f is jnp.var else 1
+    np.testing.assert_allclose(got / TINY**power, f(values), rtol=4 * jnp.finfo(dtype).eps)
+    dead = true(way(scalify(f))(tiny(0, 0, 0, dtype=dtype)))
+    assert dead == 0
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-12, 5])
+def test_dead_rows_stay_dead(way, exponent):
+    def normalise(x):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+
+    def loss(x, f):
+        return jnp.sum(f(x) * jnp.arange(8, dtype=x.dtype).reshape(2, 4))
+
+    x = ScaledArray(jnp.float32([[0, 0, 0, 0], [1, 2, 3, -1]]), 2.0**exponent)
+    for f in (normalise, jax.nn.softmax, jax.nn.relu, jnp.abs):
+        wanted = jax.value_and_grad(loss)(unscale(x), f)
+        got = way(scalify(lambda x, f=f: jax.value_and_grad(loss)(x, f)))(x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), true(got), wanted)
+
+
+@ways
+def test_infinities_and_nan_are_kept_where_they_are(way):
+    x = tiny(np.inf, -np.inf, np.nan, 1.0)
+    got = true(way(scalify(lambda x: x * 2 + x))(x))
+    np.testing.assert_array_equal(got, np.float32([np.inf, -np.inf, np.nan, 3 * TINY]))
+    quotient = true(way(scalify(lambda x: x / jnp.zeros_like(x)))(tiny(1, -1, 0)))
+    np.testing.assert_array_equal(quotient, np.float32([np.inf, -np.inf, np.nan]))
+
+
+@ways
+def test_zero_carry_of_a_loop_takes_the_scale_of_what_is_added(way):
+    def total(xs):
+        return lax.scan(lambda c, x: (c + x, None), jnp.zeros(2, xs.dtype), xs)[0]
+
+    xs = ScaledArray(jnp.ones((5, 2), jnp.float16), TINY)
+    np.testing.assert_array_equal(true(way(scalify(total))(xs)) / TINY, [5, 5])
