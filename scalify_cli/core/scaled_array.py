@@ -110,7 +110,7 @@ def _leaf(x: Any, scale: Any) -> Any:
     if is_scaled(x) or not _is_float_array(x):
         return x
     x = jnp.asarray(x)
-    exact = jnp.float32(_scale_of(x)) if scale is None else _round_down(scale)
+    exact = _known(_scale_of(x)) if scale is None else _round_down(scale)
     wide = x.astype(wide_dtype(x.dtype))
     return ScaledArray((wide / jnp.asarray(exact, wide.dtype)).astype(x.dtype), exact)
 
@@ -135,12 +135,12 @@ def _round_down(scale: Any) -> Any:
         return exp2(log2_floor(scale))
     if not 0 < float(scale) < float("inf"):
         raise ValueError(f"the scale {scale} is not a positive number.")
-    return jnp.float32(_floor_power_of_two(float(scale)))
+    return _known(_floor_power_of_two(float(scale)))
 
 
 def _floor_power_of_two(x: float) -> float:
     exponent = int(np.frexp(x)[1]) - 1
-    return 2.0 ** min(max(exponent, -126), 127)
+    return 2.0 ** min(max(exponent, -126), 126)
 
 
 def _plain(x: Any, dtype: Any) -> Any:
@@ -150,12 +150,18 @@ def _plain(x: Any, dtype: Any) -> Any:
     return (x.data.astype(wide) * x.scale.astype(wide)).astype(dtype or x.dtype)
 
 
+def _known(scale: Any) -> jax.Array:
+    """A number that stays known inside a trace."""
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(scale, jnp.float32)
+
+
 def _is_tracer(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
 def _power_of_two(scale: Any) -> Any:
-    if not isinstance(scale, (int, float, np.ndarray, np.generic, jax.Array)):
+    if not isinstance(scale, (int, float, list, np.ndarray, np.generic, jax.Array)):
         return scale
     value = np.asarray(scale, np.float32)
     if value.ndim or not (value > 0 and np.isfinite(value) and np.frexp(value)[0] == 0.5):
@@ -163,4 +169,4 @@ def _power_of_two(scale: Any) -> Any:
             f"the scale {scale} is not a positive scalar power of two; "
             "use as_scaled(values, scale) to round it down."
         )
-    return jnp.asarray(scale, jnp.float32)
+    return _known(value)

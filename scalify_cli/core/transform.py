@@ -96,7 +96,8 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
     if uniform and len(uniform) == len(operands):
         return _uniform(equation, uniform)
     if primitive is p.convert_element_type_p and _known_number(operands[0]):
-        return [constant(bind(equation, operands)[0])]
+        with jax.ensure_compile_time_eval():
+            return [constant(bind(equation, operands)[0])]
     return bind(equation, [plain(x) for x in operands])
 
 

@@ -64,7 +64,7 @@ class GPT:
         return self
 
     def init(self, key: Array) -> Parameters:
-        """Float32 parameters, GPT-2's initialisation; block weights are stacked [layer, in, out]."""
+        """Float32 parameters as GPT-2 draws them; block weights are stacked [layer, in, out]."""
         assert self.vocab_size is not None, "call for_vocabulary first"
         layers, width, vocabulary = self.layers, self.width, self.vocab_size
         keys = iter(jax.random.split(key, 7))
@@ -112,7 +112,7 @@ class GPT:
                 f"use trainer.sequence_length={self.context}, or raise model.context.",
             )
         with jax.named_scope("embedding"):
-            x = parameters["embedding"][tokens] + parameters["position"][:time]
+            x = parameters["embedding"][tokens] + parameters["position"][None, :time]
 
         def layer(x, weights):
             return self._block(x, weights), None
@@ -154,7 +154,7 @@ def layer_norm(x: Float[Array, "... width"], gain: Float[Array, " width"]) -> Ar
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     normed = centred * lax.rsqrt(variance + 1e-5)
-    return normed.astype(x.dtype) * gain
+    return normed.astype(x.dtype) * gain[(None,) * (x.ndim - 1)]
 
 
 def causal_softmax(scores: Float[Array, "... query key"], factor: float) -> Array:

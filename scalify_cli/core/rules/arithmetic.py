@@ -18,7 +18,7 @@ from scalify_cli.core.rules.families import (
     scale_free,
 )
 from scalify_cli.core.scale import Scale
-from scalify_cli.core.values import Scaled, plain, promote
+from scalify_cli.core.values import Scaled, Uniform, plain, promote
 
 
 def convert(equation, x):
@@ -40,6 +40,15 @@ def select(equation, which, *cases):
     return [Scaled(data, Scale.unknown(lax.select_n(which, *exponents)))]
 
 
+def general_power(equation, x, y):
+    """x**n keeps its scale for an integer n known while tracing; other powers are opaque."""
+    whole = isinstance(y, Uniform) and float(y.value).is_integer() and isinstance(x, Scaled)
+    if not whole or abs(y.value) > 8:
+        return opaque(equation, x, y)
+    x, n = promote(x), int(y.value)
+    return [Scaled(lax.integer_pow(x.data, n), None if x.scale is None else x.scale**n)]
+
+
 RULES = {
     p.mul_p: product,
     p.div_p: quotient,
@@ -48,6 +57,7 @@ RULES = {
     p.sqrt_p: root(2),
     p.rsqrt_p: root(-2),
     p.cbrt_p: root(3),
+    p.pow_p: general_power,
     p.convert_element_type_p: convert,
     p.select_n_p: select,
 }
@@ -60,7 +70,7 @@ RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
 RULES |= dict.fromkeys(
     (
         *(p.exp_p, p.exp2_p, p.expm1_p, p.log_p, p.log1p_p, p.logistic_p, p.tanh_p),
-        *(p.erf_p, p.erfc_p, p.erf_inv_p, p.sin_p, p.cos_p, p.pow_p, p.round_p, p.floor_p),
+        *(p.erf_p, p.erfc_p, p.erf_inv_p, p.sin_p, p.cos_p, p.round_p, p.floor_p),
     ),
     opaque,
 )

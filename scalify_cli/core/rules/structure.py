@@ -19,19 +19,14 @@ from scalify_cli.core.values import Scaled, plain, promote
 
 
 def sum_rule(equation, x):
-    """A sum of n independent terms grows by sqrt(n): the data is divided before it can overflow."""
+    """A sum of n independent terms grows by sqrt(n); it is accumulated in float32, then divided."""
     x = promote(x)
-    shape = np.shape(x.data)
-    count = int(np.prod([shape[axis] for axis in equation.params["axes"]]))
+    count = int(np.prod([x.shape[axis] for axis in equation.params["axes"]]))
     shift = binades(count)
-    data = bind(equation, [_divided(x.data, shift)])[0].astype(x.dtype)
-    return [Scaled(data, x.scale and x.scale.shifted(shift))]
-
-
-def _divided(data, shift):
-    """``data / 2**shift``, widened to float32 where a 16-bit sum would round or overflow."""
-    wide = data.astype(wide_dtype(data.dtype))
-    return lax.mul(wide, np.asarray(2.0**-shift, wide.dtype)) if shift else wide
+    total = bind(equation, [x.data.astype(wide_dtype(x.dtype))])[0]
+    if shift:
+        total = lax.mul(total, np.asarray(2.0**-shift, total.dtype))
+    return [Scaled(total.astype(x.dtype), x.scale and x.scale.shifted(shift))]
 
 
 def scatter(equation, operand, indices, updates):
