@@ -213,14 +213,15 @@ class _Attempt:
 
     def end(self, record: Record) -> None:
         self.directory.log(record["message"])
+        done = record["state"] == "done"
         self.directory.finish(
             record["state"],
+            error=None if done else record["message"],
             step=record["step"],
-            reason=record["message"],
             tensor=record.get("tensor"),
             peak_memory_bytes=peak_memory(),
         )
-        if record["state"] != "done":
+        if not done:
             self.on_record(record)
 
     def pass_on(self, record: Record) -> None:

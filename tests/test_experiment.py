@@ -173,7 +173,8 @@ def test_divergence_names_the_step_and_the_tensor(tmp_path):
     path = run_directory(runs_dir)
     state = status(path)
     assert (code, state["state"]) == (0, "diverged"), err
-    assert f"{state['tensor']} is not finite at step {state['step']}" in out
+    assert state["error"] == f"{state['tensor']} is not finite at step {state['step']}"
+    assert state["error"] in out
     assert records(path)[-1]["step"] == state["step"]
     code, out, _ = finish(start(runs_dir, *words, "--fail-on-diverge"))
     assert code == 1
