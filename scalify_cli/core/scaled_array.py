@@ -122,10 +122,19 @@ def _is_float_array(x: Any) -> bool:
 def _scale_of(x: jax.Array) -> float:
     if _is_tracer(x) or x.size == 0:
         return 1.0
-    values = np.asarray(x, np.float64)
-    finite = values[np.isfinite(values)]
-    mean_square = np.mean(np.square(finite)) if finite.size else 0.0
-    return SMALLEST_SCALE if mean_square == 0 else _floor_power_of_two(float(mean_square) ** 0.5)
+    amax, relative = (float(y) for y in _root_mean_square(x))
+    return SMALLEST_SCALE if amax == 0 else _floor_power_of_two(amax * relative)
+
+
+@jax.jit
+def _root_mean_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest finite magnitude, and the root mean square of the finite values beside it."""
+    finite = jnp.isfinite(x)
+    wide = jnp.where(finite, x, 0).astype(wide_dtype(x.dtype))
+    amax = jnp.max(jnp.abs(wide))
+    half = jnp.sqrt(jnp.where(amax > 0, amax, 1))  # twice, as 1/amax may be subnormal
+    shares = jnp.square(wide / half / half)
+    return amax, jnp.sqrt(jnp.sum(shares) / jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype))
 
 
 def _round_down(scale: Any) -> Any:
