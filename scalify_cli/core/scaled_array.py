@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scalify_cli.core.scale import MIN_EXPONENT, exp2, log2_floor
+
 SMALLEST_SCALE = 2.0**-126
 
 
@@ -122,24 +124,21 @@ def _is_float_array(x: Any) -> bool:
 def _scale_of(x: jax.Array) -> float:
     if _is_tracer(x) or x.size == 0:
         return 1.0
-    amax, relative = (float(y) for y in _root_mean_square(x))
-    return SMALLEST_SCALE if amax == 0 else _floor_power_of_two(amax * relative)
+    unit, relative = (float(y) for y in _root_mean_square(x))
+    return SMALLEST_SCALE if relative == 0 else _floor_power_of_two(unit * relative)
 
 
 @jax.jit
 def _root_mean_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest finite magnitude, and the root mean square of the finite values beside it."""
+    """A power of two near the largest value, and the finite values' root mean square in it."""
     finite = jnp.isfinite(x)
     wide = jnp.where(finite, x, 0).astype(wide_dtype(x.dtype))
-    amax = jnp.max(jnp.abs(wide))
-    half = jnp.sqrt(jnp.where(amax > 0, amax, 1))  # twice, as 1/amax may be subnormal
-    shares = jnp.square(wide / half / half)
-    return amax, jnp.sqrt(jnp.sum(shares) / jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype))
+    exponent = jnp.minimum(log2_floor(jnp.max(jnp.abs(wide))), -MIN_EXPONENT)
+    shares = jnp.square(wide * exp2(-exponent).astype(wide.dtype))
+    return exp2(exponent), jnp.sqrt(jnp.sum(shares) / jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype))
 
 
 def _round_down(scale: Any) -> Any:
-    from scalify_cli.core.scale import exp2, log2_floor
-
     if _is_tracer(scale):
         return exp2(log2_floor(scale))
     if not 0 < float(scale) < float("inf"):
