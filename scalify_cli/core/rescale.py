@@ -56,8 +56,8 @@ def _rule(equation: Any, x: Any) -> list[Any]:
         return [x]
     wide = x.data.astype(wide_dtype(x.dtype))
     size = NORMS[equation.params["norm"]](wide)
-    known = jnp.isfinite(size) & (size > 0)
-    change = jnp.where(known, log2_floor(size) - equation.params["headroom"], 0)
+    change = log2_floor(size) - equation.params["headroom"]
+    change = jnp.where(jnp.isfinite(size), jnp.where(size > 0, change, MIN_EXPONENT), 0)
     change = jnp.clip(change, MIN_EXPONENT, -MIN_EXPONENT)
     data = (wide * exp2(-change)).astype(x.dtype)
     return [Scaled(data, x.scale * Scale.unknown(change))]

@@ -135,7 +135,8 @@ def _root_mean_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     wide = jnp.where(finite, x, 0).astype(wide_dtype(x.dtype))
     exponent = jnp.minimum(log2_floor(jnp.max(jnp.abs(wide))), -MIN_EXPONENT)
     shares = jnp.square(wide * exp2(-exponent).astype(wide.dtype))
-    return exp2(exponent), jnp.sqrt(jnp.sum(shares) / jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype))
+    count = jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype)
+    return exp2(exponent), jnp.sqrt(jnp.sum(shares) / count)
 
 
 def _round_down(scale: Any) -> Any:

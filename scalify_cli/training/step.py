@@ -14,6 +14,7 @@ import optax
 from jax import lax
 
 from scalify_cli.core import (
+    SMALLEST_SCALE,
     ScaledArray,
     as_scaled,
     is_float,
@@ -77,13 +78,7 @@ class Step:
 
     def init(self, key: jax.Array) -> State:
         """The first state: parameters and moments in their formats, with scales if there are."""
-        parameters = jax.jit(self.model.init)(key)
-        dtype = dtype_of(self.policy.precision.parameters)
-        moments = init_low_precision(self.optimizer, self.policy, parameters)
-        if self._scales:
-            parameters, moments = as_scaled((parameters, moments))
-        parameters = jax.tree.map(lambda x: _stored(x, dtype), parameters, is_leaf=is_scaled)
-        return State(jnp.int32(0), parameters, moments)
+        return jax.jit(self._first)(key)
 
     def update(self, state: State, batch: np.ndarray) -> tuple[State, dict[str, jax.Array]]:
         """The next state, and ``loss grad_norm learning_rate finite`` of this step.
@@ -130,6 +125,16 @@ class Step:
             return list(named.values())
 
         return jax.jit(statistics)
+
+    def _first(self, key: jax.Array) -> State:
+        parameters = self.model.init(key)
+        moments = init_low_precision(self.optimizer, self.policy, parameters)
+        if self._scales:
+            parameters = scalify(rescale)(as_scaled(parameters, 1.0))
+            moments = as_scaled(moments, SMALLEST_SCALE)
+        dtype = dtype_of(self.policy.precision.parameters)
+        stored = jax.tree.map(lambda x: _stored(x, dtype), parameters, is_leaf=is_scaled)
+        return State(jnp.int32(0), stored, moments)
 
     def _step(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
         loss, gradients = self._gradients(state.parameters, batch)
