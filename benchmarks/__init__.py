@@ -1,0 +1,1 @@
+"""Measurements behind the README's claims; each prints the command that makes it."""
