@@ -28,7 +28,7 @@ CELLS = {
 
 def train(words: list[str], runs: Path) -> dict:
     """One run's closing record."""
-    command = [sys.executable, "-m", "scalify_cli.cli.app", "run", *words]
+    command = [sys.executable, "-m", "scalify_cli", "run", *words]
     command += ["--json", "--runs-dir", str(runs), "--wandb", "off"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout)
