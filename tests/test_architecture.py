@@ -29,6 +29,7 @@ RULES = {
     **{folder: allowed | LEAVES | {folder} for folder, allowed in MAY_IMPORT.items()},
     "cli": EVERYTHING | {"cli", "experiment"},
     "experiment": EVERYTHING,
+    "__main__": {"cli"},
     "__init__": {"core", "numerics", "precision"},
     "errors": set(),
     "shipped": set(),
