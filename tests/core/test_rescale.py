@@ -33,7 +33,14 @@ def test_headroom_lifts_the_data():
     assert 2**14 <= np.max(np.abs(np.float32(got.data))) < 2**15
 
 
-@pytest.mark.parametrize("values", [[0, 0], [np.nan, 1], [np.inf, 1], [-np.inf, 0]])
+@pytest.mark.parametrize("norm", NORMS)
+def test_zeros_take_a_scale_that_moves_no_other(norm):
+    got = jax.jit(scalify(lambda x: rescale(x, norm)))(ScaledArray(jnp.zeros(2), 8.0))
+    np.testing.assert_array_equal(got.data, [0, 0])
+    assert float(got.scale) <= 2.0**-120
+
+
+@pytest.mark.parametrize("values", [[np.nan, 1], [np.inf, 1], [-np.inf, 0]])
 @pytest.mark.parametrize("norm", NORMS)
 def test_what_has_no_finite_norm_stays_as_it_is(norm, values):
     x = ScaledArray(jnp.float32(values), 8.0)

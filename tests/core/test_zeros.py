@@ -129,8 +129,7 @@ def test_statistics_of_tiny_and_of_constant_values(way, f, dtype):
 
 
 @ways
-@pytest.mark.parametrize("exponent", [-12, 5])
-def test_dead_rows_stay_dead(way, exponent):
+def test_dead_rows_stay_dead(way):
     def normalise(x):
         centred = x - x.mean(-1, keepdims=True)
         return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
@@ -138,7 +137,7 @@ def test_dead_rows_stay_dead(way, exponent):
     def loss(x, f):
         return jnp.sum(f(x) * jnp.arange(8, dtype=x.dtype).reshape(2, 4))
 
-    x = ScaledArray(jnp.float32([[0, 0, 0, 0], [1, 2, 3, -1]]), 2.0**exponent)
+    x = ScaledArray(jnp.float32([[0, 0, 0, 0], [1, 2, 3, -1]]), 2.0**-12)
     for f in (normalise, jax.nn.softmax, jax.nn.relu, jnp.abs):
         wanted = jax.value_and_grad(loss)(unscale(x), f)
         got = way(scalify(lambda x, f=f: jax.value_and_grad(loss)(x, f)))(x)
