@@ -12,6 +12,7 @@ import jax
 from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
+from scalify_cli.core.interpreter import RuledPrimitive
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
 from scalify_cli.core.values import Scaled, enter, leave, promote
 
@@ -103,7 +104,7 @@ def _jvp(primals: Any, tangents: Any, *, call: Any, rule: Any) -> Any:
     return outputs, derivative
 
 
-custom_scale_p = jex.Primitive("custom_scale")
+custom_scale_p = RuledPrimitive("custom_scale")
 custom_scale_p.multiple_results = True
 custom_scale_p.scale_rule = _scale_rule
 custom_scale_p.def_impl(lambda *args, call, rule: jex.jaxpr_as_fun(call)(*args))

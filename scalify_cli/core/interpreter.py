@@ -16,6 +16,13 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.scaled_array import is_scaled
 
+
+class RuledPrimitive(jex.Primitive):
+    """A primitive of ours that brings its own scale rule."""
+
+    scale_rule: Callable
+
+
 CALLED_JAXPR = {
     p.jit_p: "jaxpr",
     p.closed_call_p: "call_jaxpr",

@@ -43,33 +43,33 @@ def _in_float32(aval: Any) -> Any:
     return jax.ShapeDtypeStruct(aval.shape, jnp.float32) if narrow else aval
 
 
-def _suspicious(literal: jex.Literal) -> bool:
+def _suspicious(literal: Any) -> bool:
     if literal.aval.dtype not in _NARROW:
         return False
     value, info = abs(float(np.float32(literal.val))), jnp.finfo(literal.aval.dtype)
     return value < float(info.tiny) or not np.isfinite(value)
 
 
-def _literals(jaxpr: jex.Jaxpr) -> Iterator[jex.Literal]:
+def _literals(jaxpr: jex.Jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield from (atom for atom in equation.invars if isinstance(atom, jex.Literal))
         for inner in jex.jaxprs_in_params(equation.params):
             yield from _literals(inner)
 
 
-def _paired(narrow: jex.Jaxpr, wide: jex.Jaxpr) -> Iterator[tuple[int, float]]:
+def _paired(narrow: Any, wide: Any) -> Iterator[tuple[int, float]]:
     for mine, other in zip(_computing(narrow), _computing(wide), strict=False):
         if mine.primitive is not other.primitive or len(mine.invars) != len(other.invars):
             return
         for atom, twin in zip(mine.invars, other.invars, strict=True):
             both = isinstance(atom, jex.Literal) and isinstance(twin, jex.Literal)
-            if both and atom.aval.dtype in _NARROW:
+            if both and np.result_type(atom.val) in _NARROW:
                 yield id(atom), float(twin.val)
         inner = zip(*(jex.jaxprs_in_params(e.params) for e in (mine, other)), strict=False)
         for mine_inner, other_inner in inner:
             yield from _paired(mine_inner, other_inner)
 
 
-def _computing(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
+def _computing(jaxpr: jex.Jaxpr) -> list[Any]:
     """The equations that are in a program whatever its dtypes."""
     return [e for e in jaxpr.eqns if e.primitive is not p.convert_element_type_p]

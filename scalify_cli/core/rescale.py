@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
+from scalify_cli.core.interpreter import RuledPrimitive
 from scalify_cli.core.scale import MIN_EXPONENT, Scale, exp2, log2_floor
 from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.values import Scaled, promote
@@ -63,7 +63,7 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     return [Scaled(data, x.scale * Scale.unknown(change))]
 
 
-rescale_p = jex.Primitive("rescale")
+rescale_p = RuledPrimitive("rescale")
 rescale_p.scale_rule = _rule
 rescale_p.def_impl(lambda x, **_: x)
 rescale_p.def_abstract_eval(lambda x, **_: x)

@@ -117,7 +117,7 @@ class Scale:
         return self._cached(name, lambda: Scale.unknown(of_exponent(self._sum())))
 
     def _sum(self) -> Any:
-        total = None
+        total: Any = None
         for atom, n in self.terms:
             term = atom.value if n == 1 else lax.mul(atom.value, np.int32(n))
             total = term if total is None else lax.add(total, term)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from scalify_cli.core.scale import MIN_EXPONENT, exp2, log2_floor
 
@@ -166,7 +167,7 @@ def _known(scale: Any) -> jax.Array:
 
 
 def _is_tracer(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)
 
 
 def _power_of_two(scale: Any) -> Any:

@@ -4,9 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
+from scalify_cli.core.interpreter import RuledPrimitive
 from scalify_cli.core.scale import MIN_EXPONENT
 from scalify_cli.core.values import Scaled, promote
 
@@ -31,7 +31,7 @@ def _rule(equation: Any, rounded: Any, x: Any, exponent: Any) -> list[Any]:
     return [Scaled(data, rounded.scale)]
 
 
-tap_p = jex.Primitive("tap")
+tap_p = RuledPrimitive("tap")
 tap_p.scale_rule = _rule
 tap_p.def_impl(lambda rounded, *_, **__: rounded)
 tap_p.def_abstract_eval(lambda rounded, *_, **__: rounded)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
@@ -102,7 +103,7 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
 
 
 def _known_number(x: Any) -> bool:
-    return not isinstance(x, (jax.core.Tracer, jax.Array)) and np.ndim(x) == 0
+    return not isinstance(x, (Tracer, jax.Array)) and np.ndim(x) == 0
 
 
 def _uniform(equation: Any, operands: list[Uniform]) -> list[Any]:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from scalify_cli.core.scale import MIN_EXPONENT, ONE, Scale, exp2, log2_floor, maximum
 from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
@@ -58,6 +58,11 @@ class Uniform:
     def any_scale(self) -> bool:
         return self.value == 0 or not math.isfinite(self.value)
 
+    def as_mask(self) -> "Uniform":
+        """A number beyond its dtype, such as -1e30 in FP16, is the infinity it is in plain JAX."""
+        beyond = abs(self.value) > float(jnp.finfo(self.dtype).max)
+        return replace(self, value=math.copysign(math.inf, self.value)) if beyond else self
+
     def array(self) -> Any:
         return jnp.full(self.shape, self.value, self.dtype)
 
@@ -73,7 +78,7 @@ def enter(x: Any) -> Any:
     """An argument of the transform: ``ScaledArray`` becomes ``Scaled``, its scale an exponent."""
     if not isinstance(x, ScaledArray):
         return x
-    if isinstance(x.scale, jax.core.Tracer):
+    if isinstance(x.scale, Tracer):
         return Scaled(x.data, Scale.unknown(log2_floor(x.scale)))
     return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
 
@@ -102,7 +107,7 @@ def exponent_of(x: Scaled) -> Any:
 
 def constant(x: Any) -> Any:
     """A literal or a captured constant: a float scalar known while tracing becomes ``Uniform``."""
-    if isinstance(x, jax.core.Tracer) or not is_float(x) or np.size(x) != 1:
+    if isinstance(x, Tracer) or not is_float(x) or np.size(x) != 1:
         return x
     return Uniform(float(np.asarray(x, np.float64).reshape(())), np.shape(x), jnp.result_type(x))
 
@@ -155,6 +160,11 @@ def at_scale(x: Scaled, scale: Scale | None) -> Any:
     if x.scale is None or scale is None:
         return x.data
     return times(x.data, x.scale / scale)
+
+
+def product_scale(x: Scaled, y: Scaled) -> Scale | None:
+    """The scale of a product; any scale if one factor has any."""
+    return None if x.scale is None or y.scale is None else x.scale * y.scale
 
 
 def common_scale(values: Sequence[Scaled]) -> Scale | None:

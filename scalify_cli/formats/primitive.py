@@ -3,6 +3,7 @@
 Under ``scalify`` it rounds the *data* and leaves the scale alone: that is what the format sees.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,14 @@ from jax.interpreters import ad, batching, mlir
 
 from scalify_cli.formats.rounding import bounds, rounded
 
-cast_p = jex.Primitive("saturating_cast")
+
+class _Cast(jex.Primitive):
+    """Brings its own scale rule, which ``scalify`` looks for under this name."""
+
+    scale_rule: Callable
+
+
+cast_p = _Cast("saturating_cast")
 
 
 def _function(x: Any, *bits: Any, format: Any, rounding: str) -> Any:

@@ -160,7 +160,7 @@ def layer_norm(x: Float[Array, "... width"], gain: Float[Array, " width"]) -> Ar
 def causal_softmax(scores: Float[Array, "... query key"], factor: float) -> Array:
     """Attention weights over the past; the exponentials are taken in float32."""
     query, key = scores.shape[-2:]
-    past = jnp.arange(query)[:, None] >= jnp.arange(key)
+    past = jnp.arange(query)[:, None] >= jnp.arange(key)[None, :]
     masked = jnp.where(past, scores.astype(jnp.float32) * factor, -jnp.inf)
     return jax.nn.softmax(masked).astype(scores.dtype)
 

@@ -23,9 +23,8 @@ def load_precision(precision: str = "fp8", scaling: str = "scalify") -> Policy:
 
 
 def _option(group: str, name: str) -> Any:
-    path = shipped("conf") / group / f"{name}.yaml"
-    if not path.is_file():
-        options = sorted(option.stem for option in path.parent.glob("*.yaml"))
+    options = {path.stem: path for path in sorted((shipped("conf") / group).glob("*.yaml"))}
+    if name not in options:
         raise UserError(f"{group}={name}: no such option.", f"choose from: {', '.join(options)}.")
-    fields = OmegaConf.to_container(OmegaConf.load(path))
+    fields: Any = OmegaConf.to_container(OmegaConf.load(options[name]))
     return _TARGETS[fields.pop("_target_")](**fields)

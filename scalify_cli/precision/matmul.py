@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core as jex
+from jax.core import ShapedArray
 from jax.interpreters import batching, mlir
 
 from scalify_cli.core import tap
+from scalify_cli.core.interpreter import RuledPrimitive
 from scalify_cli.core.rules.matmul import contraction, dot_size
 from scalify_cli.formats import Format, saturating_cast
 
@@ -110,7 +111,9 @@ def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_eleme
     """The same products: every value fits bfloat16, and sums are taken in float32."""
     x = x.astype(jnp.bfloat16) if _fits_bfloat16(x_format) else x
     y = y.astype(jnp.bfloat16) if _fits_bfloat16(y_format) else y
-    return lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
+    dot = lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
+    # XLA has no CPU kernel that writes such a product transposed: keep it from folding one in.
+    return lax.optimization_barrier(dot)
 
 
 def _is_float8(format: Format) -> bool:
@@ -126,7 +129,7 @@ def _shape(x, y, *, dimension_numbers, preferred_element_type, **_):
     batch = [x.shape[axis] for axis in x_batch]
     free = [x.shape[axis] for axis in _free(x, x_sum, x_batch)]
     free += [y.shape[axis] for axis in _free(y, y_sum, y_batch)]
-    return jax.core.ShapedArray((*batch, *free), preferred_element_type)
+    return ShapedArray((*batch, *free), preferred_element_type)
 
 
 def _batched(operands, axes, *, dimension_numbers, **params):
@@ -146,7 +149,7 @@ def _batched(operands, axes, *, dimension_numbers, **params):
     return rounded_dot_p.bind(*moved, dimension_numbers=dims, **params), 0
 
 
-rounded_dot_p = jex.Primitive("rounded_dot_general")
+rounded_dot_p = RuledPrimitive("rounded_dot_general")
 rounded_dot_p.scale_rule = contraction(
     dot_size, lambda dtype: {"preferred_element_type": jnp.dtype(dtype)}
 )

@@ -53,9 +53,13 @@ class _Transform:
         self.policy = policy
         self.scope = scope
 
-    def run(self, closed: jex.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+    def run(
+        self, closed: jex.ClosedJaxpr, arguments: Sequence[Any], called: bool = False
+    ) -> list[Any]:
+        """Evaluate the jaxpr; the arguments of a called one are its caller's to look after."""
         norm = self.policy.norm("norm_backward")
-        inputs = norm_inputs(closed.jaxpr) if norm else ()
+        inputs = norm_inputs(closed.jaxpr) if norm else set()
+        inputs -= set(closed.jaxpr.invars) if called else set()
 
         def on_value(var, value):
             return rescale_cotangent(value, norm) if norm and var in inputs else value
@@ -72,12 +76,12 @@ class _Transform:
         if not (floats and precision.rounds_matmuls) or _matches(scope, precision.exclude):
             return bind(equation, operands)
         rounding = Rounding(self.policy.forward, self.policy.backward, scope or "matmul")
-        output = rounded_dot(*operands, equation.params["dimension_numbers"], rounding)
+        output: Any = rounded_dot(*operands, equation.params["dimension_numbers"], rounding)
         return [output.astype(equation.outvars[0].aval.dtype)]
 
     def call(self, equation, operands):
         inner = equation.params["jaxpr"]
-        return _Transform(self.policy, self.within(equation)).run(inner, operands)
+        return _Transform(self.policy, self.within(equation)).run(inner, operands, called=True)
 
     def scan(self, equation, operands):
         params, inner = equation.params, _Transform(self.policy, self.within(equation))

@@ -140,7 +140,7 @@ class Step:
         loss, gradients = self._gradients(state.parameters, batch)
         if norm := self.policy.norm("gradients"):
             gradients = rescale(gradients, norm)
-        norm = optax.global_norm(jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), gradients))
+        norm = optax.tree.norm(jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), gradients))
         parameters, optimizer = update_low_precision(
             self.optimizer,
             self.policy,

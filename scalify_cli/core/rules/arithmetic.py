@@ -8,7 +8,9 @@ from scalify_cli.core.rules.families import (
     agrees,
     aligned,
     compares,
+    compares_sizes,
     in_own_dtype,
+    masked,
     opaque,
     passes_through,
     power,
@@ -18,7 +20,7 @@ from scalify_cli.core.rules.families import (
     scale_free,
 )
 from scalify_cli.core.scale import Scale
-from scalify_cli.core.values import Scaled, Uniform, plain, promote
+from scalify_cli.core.values import Scaled, Uniform, exponent_of, plain, promote
 
 
 def convert(equation, x):
@@ -30,13 +32,13 @@ def convert(equation, x):
 
 def select(equation, which, *cases):
     """A choice by a scalar takes the chosen case's scale; otherwise the cases agree on one."""
-    values = [promote(case) for case in cases]
+    values = [promote(case) for case in masked(cases)]
     scales = {value.scale for value in values}
     if jnp.ndim(which) or len(scales) == 1 or None in scales:
         data, scale = aligned(*values)
         return [Scaled(lax.select_n(plain(which), *data), scale)]
     data = lax.select_n(which, *(value.data for value in values))
-    exponents = (jnp.asarray(value.scale.exponent(), jnp.int32) for value in values)
+    exponents = (jnp.asarray(exponent_of(value), jnp.int32) for value in values)
     return [Scaled(data, Scale.unknown(lax.select_n(which, *exponents)))]
 
 
@@ -64,7 +66,8 @@ RULES = {
 RULES |= dict.fromkeys(
     (p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p, p.reduce_precision_p), passes_through
 )
-RULES |= dict.fromkeys((p.add_p, p.sub_p, p.add_jaxvals_p, p.max_p, p.min_p), agrees)
+RULES |= dict.fromkeys((p.add_p, p.sub_p, p.add_jaxvals_p), agrees)
+RULES |= dict.fromkeys((p.max_p, p.min_p, p.clamp_p), compares_sizes)
 RULES |= dict.fromkeys((p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p), compares)
 RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
 RULES |= dict.fromkeys(

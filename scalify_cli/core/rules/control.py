@@ -143,11 +143,11 @@ class _Output:
         self.uniform = value if isinstance(value, Uniform) else None
         self.scaled = isinstance(value, Scaled)
         self.arrays: tuple = () if self.uniform else (value,)
-        if self.scaled:
+        if isinstance(value, Scaled):
             value = unstack(value)
             self.scale = value.scale
-            static = value.scale is None or value.scale.static
-            self.arrays = (value.data,) if static else (value.data, value.scale.exponent())
+            unknown = value.scale is not None and not value.scale.static
+            self.arrays = (value.data, exponent_of(value)) if unknown else (value.data,)
 
     def close(self, arrays: tuple) -> Any:
         """The value in the outer trace."""

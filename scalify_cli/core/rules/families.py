@@ -28,6 +28,7 @@ from scalify_cli.core.values import (
     at_scale,
     common_scale,
     plain,
+    product_scale,
     promote,
     times,
     true_values,
@@ -63,8 +64,7 @@ def product(equation: Any, x: Any, y: Any) -> list[Any]:
     if isinstance(x, Uniform):
         return [_times_uniform(equation, promote(y), *x.split())]
     x, y = promote(x), promote(y)
-    scale = None if x.scale is None or y.scale is None else x.scale * y.scale
-    return [Scaled(bind(equation, [x.data, y.data])[0], scale)]
+    return [Scaled(bind(equation, [x.data, y.data])[0], product_scale(x, y))]
 
 
 def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
@@ -81,14 +81,23 @@ def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
 
 def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | None) -> Scaled:
     data = x.data if mantissa == 1 else lax.mul(x.data, np.asarray(mantissa, x.dtype))
-    known = scale is not None and x.scale is not None
-    return Scaled(_as(equation, data), x.scale * scale if known else None)
+    return Scaled(_as(equation, data), product_scale(x, Scaled(data, scale)))
 
 
 def _as(equation: Any, data: Any) -> Any:
     """A scalar that met a uniform array takes its shape."""
     shape = equation.outvars[0].aval.shape
     return data if jnp.shape(data) == shape else jnp.broadcast_to(data, shape)
+
+
+def compares_sizes(equation: Any, *operands: Any) -> list[Any]:
+    """max, min, clamp: agree on a scale, in which a bound beyond the dtype is infinite."""
+    return agrees(equation, *masked(operands))
+
+
+def masked(operands: Any) -> list[Any]:
+    """Numbers beyond their dtype as infinities, which have no say in the scale."""
+    return [x.as_mask() if isinstance(x, Uniform) else x for x in operands]
 
 
 def aligned(*operands: Any) -> tuple[list[Any], Scale | None]:

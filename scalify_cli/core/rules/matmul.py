@@ -8,7 +8,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import binades
 from scalify_cli.core.scaled_array import wide_dtype
-from scalify_cli.core.values import Scaled, promote
+from scalify_cli.core.values import Scaled, product_scale, promote
 
 
 def contraction(size, accumulate):
@@ -23,8 +23,8 @@ def contraction(size, accumulate):
         x, y = promote(x), promote(y)
         shift = binades(size(equation.params, x.data, y.data))
         data = _divided(equation, x.data, y.data, shift, accumulate)
-        known = x.scale is not None and y.scale is not None
-        scale = (x.scale * y.scale).shifted(shift) if known else None
+        scale = product_scale(x, y)
+        scale = scale and scale.shifted(shift)
         return [Scaled(data.astype(equation.outvars[0].aval.dtype), scale)]
 
     return rule
@@ -32,7 +32,8 @@ def contraction(size, accumulate):
 
 def _divided(equation, x, y, shift, accumulate):
     """The product over 2**shift: in the smaller operand where its dtype has float32's range."""
-    wide = wide_dtype(equation.outvars[0].aval.dtype)
+    dtype = equation.outvars[0].aval.dtype
+    wide = dtype if dtype == jnp.bfloat16 else wide_dtype(dtype)  # bfloat16 cannot overflow
     operands = [x, y]
     small = 0 if np.size(x) <= np.size(y) else 1
     if operands[small].dtype in (jnp.float32, jnp.float64):

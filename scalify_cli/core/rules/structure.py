@@ -99,7 +99,6 @@ RULES = {
     p.argmin_p: scale_free,
     p.concatenate_p: agrees,
     p.pad_p: agrees,
-    p.clamp_p: agrees,
     lax.optimization_barrier_p: each_passes_through,
 }
 RULES |= dict.fromkeys(_SCATTER, scatter)
