@@ -57,8 +57,8 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     wide = x.data.astype(wide_dtype(x.dtype))
     size = NORMS[equation.params["norm"]](wide)
     change = log2_floor(size) - equation.params["headroom"]
-    change = jnp.where(jnp.isfinite(size), jnp.where(size > 0, change, MIN_EXPONENT), 0)
-    change = jnp.clip(change, MIN_EXPONENT, -MIN_EXPONENT)
+    change = jnp.where(jnp.isfinite(size), jnp.clip(change, MIN_EXPONENT, -MIN_EXPONENT), 0)
+    change = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
     data = (wide * exp2(-change)).astype(x.dtype)
     return [Scaled(data, x.scale * Scale.unknown(change))]
 
