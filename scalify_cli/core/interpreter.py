@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
@@ -140,3 +141,29 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     params = primitive.get_bind_params({**equation.params, **changed})
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def scan_again(
+    equation: jex.JaxprEqn, operands: Sequence[Any], run: Callable[..., tuple[list[Any], Any]]
+) -> tuple[list[Any], Any]:
+    """A ``scan`` equation with its body evaluated by ``run(closed, arguments)``.
+
+    Returns:
+        The equation's outputs, and the second result of ``run`` stacked over the iterations.
+    """
+    params = equation.params
+    first, count = params["num_consts"], params["num_carry"]
+
+    def body(carry, slices):
+        outputs, extra = run(params["jaxpr"], [*operands[:first], *carry, *slices])
+        return outputs[:count], (outputs[count:], extra)
+
+    carry, (stacked, extra) = lax.scan(
+        body,
+        list(operands[first : first + count]),
+        list(operands[first + count :]),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *stacked], extra

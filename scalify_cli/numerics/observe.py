@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import tap_p
-from scalify_cli.core.interpreter import CALLED_JAXPR, bind, evaluate, trace_call
+from scalify_cli.core.interpreter import CALLED_JAXPR, bind, evaluate, scan_again, trace_call
 from scalify_cli.core.scale import exp2
 from scalify_cli.numerics.statistics import Statistics, add, merge, statistics
 
@@ -73,25 +72,14 @@ def _remat(equation, operands, collected):
 
 
 def _scan(equation, operands, collected):
-    params = equation.params
-    first, count = params["num_consts"], params["num_carry"]
-
-    def body(carry, slices):
+    def run(closed, arguments):
         inside: dict[str, Statistics] = {}
-        outputs = _run(params["jaxpr"], [*operands[:first], *carry, *slices], inside)
-        return outputs[:count], (outputs[count:], inside)
+        return _run(closed, arguments, inside), inside
 
-    carry, (stacked, inside) = lax.scan(
-        body,
-        operands[first : first + count],
-        operands[first + count :],
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    outputs, inside = scan_again(equation, operands, run)
     for name, stats in inside.items():
         _collect(collected, name, merge(stats))
-    return [*carry, *stacked]
+    return outputs
 
 
 _METHODS = {

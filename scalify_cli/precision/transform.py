@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import is_float, is_scaled, rescale_cotangent
-from scalify_cli.core.interpreter import bind, evaluate, scope_of, trace_call
+from scalify_cli.core.interpreter import bind, evaluate, scan_again, scope_of, trace_call
 from scalify_cli.precision.matmul import Rounding, rounded_dot
 from scalify_cli.precision.norms import norm_inputs
 from scalify_cli.precision.recipe import Policy
@@ -84,22 +83,8 @@ class _Transform:
         return _Transform(self.policy, self.within(equation)).run(inner, operands, called=True)
 
     def scan(self, equation, operands):
-        params, inner = equation.params, _Transform(self.policy, self.within(equation))
-        first, count = params["num_consts"], params["num_carry"]
-
-        def body(carry, slices):
-            outputs = inner.run(params["jaxpr"], [*operands[:first], *carry, *slices])
-            return outputs[:count], outputs[count:]
-
-        carry, stacked = lax.scan(
-            body,
-            operands[first : first + count],
-            operands[first + count :],
-            length=params["length"],
-            reverse=params["reverse"],
-            unroll=params["unroll"],
-        )
-        return [*carry, *stacked]
+        inner = _Transform(self.policy, self.within(equation))
+        return scan_again(equation, operands, lambda *call: (inner.run(*call), None))[0]
 
     def remat(self, equation, operands):
         params, inner = equation.params, _Transform(self.policy, self.within(equation))

@@ -113,6 +113,7 @@ PROGRAMS = {
     "sort by key": lambda x: lax.sort((x, x * 2, jnp.arange(6).reshape(2, 3)), num_keys=1),
     "cumulative": lambda x: (jnp.cumsum(x), jnp.cumprod(x), lax.cummax(x), lax.cumlogsumexp(x)),
     "to integers": lambda x: (x.astype(jnp.int32), (x * 2).astype(bool), jnp.round(x).astype(int)),
+    "float power": lambda x: x**2.0,
     "powers": lambda x: (x**3, x**2.0, x**-1, jnp.abs(x) ** 0.5, x**0),
     "of no rule": lambda x: (jnp.ceil(x), lax.rem(x, x * 0.7), jnp.arctan2(x, x), lax.lgamma(x)),
     "complex": lambda x: (jnp.abs(jnp.fft.fft(x)), jnp.imag(lax.complex(x, x * 2))),
@@ -135,7 +136,7 @@ def test_programs_in_float32(program, exponent):
 
 HOMOGENEOUS = (
     *("scan", "scan over scan's outputs", "map", "associative scan", "vmap", "jvp", "attention"),
-    *("scan of zeros", "scan of nothing", "sorting", "gelu", "silu", "norms"),
+    *("scan of zeros", "scan of nothing", "float power", "sorting", "gelu", "silu", "norms"),
 )
 
 
@@ -262,6 +263,15 @@ def test_static_scales_cost_no_operations():
     assert [str(e.primitive) for e in jaxpr.eqns] == [
         *("mul", "transpose", "transpose", "mul", "add"),  # the second one aligns the scales
     ]
+
+
+def test_a_scale_given_inside_a_trace_stays_static():
+    def program(x):
+        return scalify(jnp.square)(ScaledArray(x, 4.0)).data, as_scaled(x, 4.0).data
+
+    names = [str(e.primitive) for e in jax.make_jaxpr(program)(X).jaxpr.eqns]
+    assert names[0] == "square"
+    assert not {"bitcast_convert_type", "abs", "shift_right_logical"} & set(names)
 
 
 def test_names_of_scopes_survive():

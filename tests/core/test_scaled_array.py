@@ -70,6 +70,7 @@ def test_only_float_leaves_are_scaled():
         ([0, 0], 2.0**-126),
         ([2e-38, 2e-38], 2.0**-126),
         ([1.5e38, 1.5e38], 2.0**126),
+        ([3e38], 2.0**126),  # a division by 2**127 would be a product with a subnormal
         ([], 1.0),
     ],
 )
@@ -86,6 +87,12 @@ def test_a_given_scale_is_rounded_down():
     np.testing.assert_array_equal(np.float32(x.data), [1.5, 3])
     traced = jax.jit(as_scaled)(jnp.float16([6, 12]), jnp.float32(5))
     assert float(traced.scale) == 4
+
+
+@pytest.mark.parametrize("scale", [0.0, -3.0, np.inf, np.nan])
+def test_a_scale_that_no_power_of_two_is_below_is_refused(scale):
+    with pytest.raises(ValueError):
+        as_scaled(jnp.ones(2), scale)
 
 
 def test_traced_values_get_scale_one():

@@ -27,7 +27,7 @@ def true(tree):
     "f",
     [
         jax.nn.relu,
-        lambda x: jnp.where(x > 0, x, 0.0),
+        lambda x: jnp.where(x > 0, x, 0),
         lambda x: jnp.maximum(x, 0) + jnp.zeros_like(x),
         lambda x: x + jnp.zeros(x.shape, x.dtype),
         lambda x: jnp.zeros(x.shape, x.dtype).at[:].add(x),
