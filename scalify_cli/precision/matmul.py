@@ -6,6 +6,7 @@ in bfloat16 (every FP8 value is one), which is exact with float32 accumulation a
 """
 
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -111,9 +112,26 @@ def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_eleme
     """The same products: every value fits bfloat16, and sums are taken in float32."""
     x = x.astype(jnp.bfloat16) if _fits_bfloat16(x_format) else x
     y = y.astype(jnp.bfloat16) if _fits_bfloat16(y_format) else y
-    dot = lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
-    # XLA has no CPU kernel that writes such a product transposed: keep it from folding one in.
-    return lax.optimization_barrier(dot)
+    if dimension_numbers[1][0]:
+        return _batched_product(x, y, dimension_numbers, preferred_element_type)
+    return lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
+
+
+def _batched_product(x, y, dimensions, dtype):
+    """[batch, m, k] times [batch, k, n], whatever the dimensions were.
+
+    XLA on CPU has no kernel for other forms of bfloat16 with a float32 result.
+    """
+    (x_sum, y_sum), (x_batch, y_batch) = dimensions
+    x_free, y_free = _free(x, x_sum, x_batch), _free(y, y_sum, y_batch)
+    batch, rows, inner = ([x.shape[i] for i in axes] for axes in (x_batch, x_free, x_sum))
+    columns = [y.shape[i] for i in y_free]
+    x = lax.transpose(x, (*x_batch, *x_free, *x_sum))
+    y = lax.transpose(y, (*y_batch, *y_sum, *y_free))
+    x = x.reshape(prod(batch), prod(rows), prod(inner))
+    y = y.reshape(prod(batch), prod(inner), prod(columns))
+    product = lax.dot_general(x, y, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
+    return product.reshape(*batch, *rows, *columns)
 
 
 def _is_float8(format: Format) -> bool:
