@@ -31,6 +31,10 @@ _FOLDS = {
 }
 
 
+_TAKES_SCALE = {p.mul_p, p.div_p, p.select_n_p}
+"""Where an array meets a known number: a cotangent's 1/N must not be lost to a narrow dtype."""
+
+
 def scalify(f: Callable, rules: Mapping[jex.Primitive, Callable] = RULES) -> Callable:
     """f over ``ScaledArray``: the same results, each float value kept as data and a scale.
 
@@ -96,6 +100,8 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
         return rule(equation, *map(unstacked, operands))
     if uniform and len(uniform) == len(operands):
         return _uniform(equation, uniform)
+    if uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval):
+        return [replace(x, loose=True) for x in rules[primitive](equation, *operands)]
     if primitive is p.convert_element_type_p and _known_number(operands[0]):
         with jax.ensure_compile_time_eval():
             return [constant(bind(equation, operands)[0])]

@@ -28,11 +28,14 @@ class Scaled:
 
     ``stacked``: int32 exponents [length] of a loop's outputs that have one scale an iteration;
     they are brought to one scale only when something else than a loop reads them.
+
+    ``loose``: made of plain arrays and known numbers only; it leaves the program as a plain array.
     """
 
     data: Any
     scale: Scale | None
     stacked: Any = None
+    loose: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +92,7 @@ def leave(x: Any) -> Any:
         return x.array()
     if not isinstance(x, Scaled):
         return x
-    return _within_float32(unstack(x))
+    return plain(x) if x.loose else _within_float32(unstack(x))
 
 
 def _within_float32(x: Scaled) -> ScaledArray:
