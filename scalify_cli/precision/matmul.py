@@ -112,26 +112,35 @@ def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_eleme
     """The same products: every value fits bfloat16, and sums are taken in float32."""
     x = x.astype(jnp.bfloat16) if _fits_bfloat16(x_format) else x
     y = y.astype(jnp.bfloat16) if _fits_bfloat16(y_format) else y
-    if dimension_numbers[1][0]:
-        return _batched_product(x, y, dimension_numbers, preferred_element_type)
-    return lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
-
-
-def _batched_product(x, y, dimensions, dtype):
-    """[batch, m, k] times [batch, k, n], whatever the dimensions were.
-
-    XLA on CPU has no kernel for other forms of bfloat16 with a float32 result.
-    """
-    (x_sum, y_sum), (x_batch, y_batch) = dimensions
+    (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
     x_free, y_free = _free(x, x_sum, x_batch), _free(y, y_sum, y_batch)
-    batch, rows, inner = ([x.shape[i] for i in axes] for axes in (x_batch, x_free, x_sum))
-    columns = [y.shape[i] for i in y_free]
-    x = lax.transpose(x, (*x_batch, *x_free, *x_sum))
-    y = lax.transpose(y, (*y_batch, *y_sum, *y_free))
-    x = x.reshape(prod(batch), prod(rows), prod(inner))
-    y = y.reshape(prod(batch), prod(inner), prod(columns))
-    product = lax.dot_general(x, y, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
-    return product.reshape(*batch, *rows, *columns)
+    y_last = not x_batch and (*y_free, *y_sum) == tuple(range(y.ndim))
+    left = _row_major(x, x_batch, x_free, x_sum)
+    right = _row_major(y, y_batch, *((y_free, y_sum) if y_last else (y_sum, y_free)))
+    batch = tuple(range(left.ndim - 2))
+    inner = len(batch) + 1
+    dimensions = ((inner,), (inner - 1 + y_last,)), (batch, batch)
+    product = lax.dot_general(
+        left, right, dimensions, preferred_element_type=preferred_element_type
+    )
+    sizes = [x.shape[i] for i in (*x_batch, *x_free)] + [y.shape[i] for i in y_free]
+    return _fixed(product).reshape(sizes)
+
+
+def _row_major(x, batch, rows, columns):
+    """x as [batch, rows, columns], or [rows, columns] where there is one batch only."""
+    sizes = [prod(x.shape[i] for i in axes) for axes in (batch, rows, columns)]
+    matrices = _fixed(lax.transpose(x, (*batch, *rows, *columns)))
+    return matrices.reshape(sizes if sizes[0] != 1 else sizes[1:])
+
+
+def _fixed(x):
+    """x in row-major order, flat: XLA has fast bfloat16 kernels for few layouts only.
+
+    It decides early whether a matmul needs float32 operands, and folds transposes into the matmul
+    afterwards. A flat array has one layout, and nothing is folded past the barrier.
+    """
+    return lax.optimization_barrier(x.ravel())
 
 
 def _is_float8(format: Format) -> bool:
