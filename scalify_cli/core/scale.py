@@ -1,28 +1,45 @@
-"""Scales inside a trace: log2 of a power of two, as an integer expression.
+"""Scales inside a trace: log2 of a power of two, as a symbolic integer expression.
 
-A scale that is known while tracing is a Python integer; one that is not is an int32 scalar (an
-*atom*). Products and quotients of scales stay symbolic sums of atoms, so that x·y/y has x's scale
-again, equal scales are recognised without a comparison at run time, and only a *maximum* or a
-*factor* emits an operation. Exponents are integers, so no product of scales can overflow.
+A scale that is known while tracing is a Python integer; one that is not is an *atom*: an int32
+scalar, or a maximum, root or clamp of other scales. Everything stays symbolic until data must be
+multiplied: x·y/y has x's scale again, equal scales are recognised without a comparison at run time,
+and what is needed at run time is computed for many scales at once (``settled``). Exponents are
+integers, so no product of scales can overflow.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend import core as jex
+from jax.interpreters import mlir
 
 _BIAS, _MANTISSA_BITS = 127, 23
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
 
 
 class Atom:
-    """One int32 scalar unknown while tracing, with what has been computed from it so far."""
+    """One int32 exponent unknown while tracing: given as a scalar, or by a rule from scales.
 
-    def __init__(self, value: Any):
+    ``memo`` holds what has been asked of it so far.
+    """
+
+    def __init__(self, value: Any = None, rule: str = "", operands: Sequence["Scale"] = ()):
         self.value = value
+        self.rule, self.operands = rule, tuple(operands)
         self.memo: dict = {}
+        below = [atom for scale in operands for atom, _ in scale.terms]
+        self.depth: int = 1 + max(atom.depth for atom in below) if rule else 0
+        self.given: dict[Atom, None] = (
+            _merged(atom.given for atom in below) if rule else {self: None}
+        )
+
+
+def _merged(sets: Iterable[dict]) -> dict:
+    return {atom: None for atoms in sets for atom in atoms}
 
 
 class Scale:
@@ -51,13 +68,21 @@ class Scale:
         return hash(self.key)
 
     @property
-    def is_atom(self) -> bool:
-        """Whether it is one number that came from outside or from a maximum, as it was."""
-        return self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1
+    def is_given(self) -> bool:
+        """Whether it is one number that came from outside, as it was."""
+        return (
+            self.constant == 0
+            and len(self.terms) == 1
+            and self._atom.depth == 0 == self.terms[0][1] - 1
+        )
 
     @property
     def key(self) -> tuple:
         return self.constant, frozenset(self.terms)
+
+    @property
+    def _atom(self) -> Atom:
+        return self.terms[0][0]
 
     def __mul__(self, other: "Scale") -> "Scale":
         counts = dict(self.terms)
@@ -81,47 +106,43 @@ class Scale:
         if all(k % n == 0 for _, k in self.terms):
             quotient, rest = divmod(self.constant, n)
             return Scale(quotient, tuple((atom, k // n) for atom, k in self.terms)), Scale(rest)
-        quotient = self._memo(
-            ("root", n), lambda e: lax.shift_right_arithmetic(e, np.int32(1)) if n == 2 else e // n
-        )
+        quotient = self._derived(f"root {n}", self)
         return quotient, self / quotient**n
-
-    def exponent(self) -> Any:
-        """log2 of the scale: a Python int, or an int32 scalar."""
-        if self.static:
-            return self.constant
-        if self.is_atom:
-            return self.terms[0][0].value
-        return self._memo("exponent", lambda e: e).terms[0][0].value
 
     def clamped(self) -> "Scale":
         """The nearest scale that float32 holds."""
         if self.static:
             return Scale(min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT))
-        return self._memo("clamped", lambda e: clip(e, MIN_EXPONENT, MAX_EXPONENT))
+        return self._derived("clamp", self)
+
+    def exponent(self) -> Any:
+        """log2 of the scale: a Python int, or an int32 scalar."""
+        if self.static:
+            return self.constant
+        return self._atom.value if self.is_given else self._requested(jnp.int32)
 
     def factor(self) -> Any:
         """The scale as a float: Python's when static, else a float32 scalar."""
         if self.static:
             return 2.0 ** min(self.constant, MAX_EXPONENT) if self.constant >= MIN_EXPONENT else 0.0
-        return self._cached("factor", lambda: exp2(self.exponent()))
+        return self._requested(jnp.float32)
 
-    def _cached(self, name: Any, make) -> Any:
-        memo = self.terms[0][0].memo
-        key = (name, self.key)
+    def _requested(self, dtype: Any) -> Any:
+        given = tuple(_merged(atom.given for atom, _ in self.terms))
+        request = lambda: exponent_p.bind(  # noqa: E731
+            *(atom.value for atom in given), scale=self, given=given, dtype=jnp.dtype(dtype)
+        )
+        return self._cached((dtype, self.key), request)
+
+    def _derived(self, rule: str, *operands: "Scale") -> "Scale":
+        key = (rule, frozenset(scale.key for scale in operands))
+        return self._cached(key, lambda: Scale(0, ((Atom(rule=rule, operands=operands), 1),)))
+
+    def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        memo = self._atom.memo
         if key not in memo:
             memo[key] = make()
         return memo[key]
-
-    def _memo(self, name: Any, of_exponent) -> "Scale":
-        return self._cached(name, lambda: Scale.unknown(of_exponent(self._sum())))
-
-    def _sum(self) -> Any:
-        total: Any = None
-        for atom, n in self.terms:
-            term = atom.value if n == 1 else lax.mul(atom.value, np.int32(n))
-            total = term if total is None else lax.add(total, term)
-        return lax.add(total, np.int32(self.constant)) if self.constant else total
 
 
 ONE = Scale()
@@ -139,16 +160,111 @@ def _larger(x: Scale, y: Scale) -> Scale:
     ratio = x / y
     if ratio.static:
         return x if ratio.constant >= 0 else y
-    holder = x if x.terms else y
-    key = ("maximum", frozenset((x.key, y.key)))
-    larger = lambda: lax.max(jnp.int32(x.exponent()), jnp.int32(y.exponent()))  # noqa: E731
-    return holder._cached(key, lambda: Scale.unknown(larger()))
+    return (x if x.terms else y)._derived("maximum", x, y)
+
+
+def select(which: Any, first: Scale, second: Scale) -> Scale:
+    """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
+    return Scale(
+        0, ((Atom(rule="select", operands=(Scale.unknown(jnp.int32(which)), first, second)), 1),)
+    )
+
+
+class Request(NamedTuple):
+    """A scale needed at run time: as an int32 exponent or as a float32 factor."""
+
+    scale: Scale
+    dtype: Any
+
+
+def compute(requests: Sequence[Request], given: dict[Atom, Any]) -> list[Any]:
+    """The scalars asked for, all in a few operations on vectors.
+
+    Args:
+        given: the int32 exponent of each atom that came from outside.
+    """
+    place = {atom: i for i, atom in enumerate(given)}
+    known = jnp.stack([jnp.asarray(x, jnp.int32) for x in given.values()])
+    for atoms in _levels(request.scale for request in requests):
+        place |= {atom: known.size + i for i, atom in enumerate(atoms)}
+        known = lax.concatenate([known, _apply_rules(atoms, known, place)], 0)
+    results: list[Any] = [None] * len(requests)
+    for dtype, convert in ((jnp.int32, lambda e: e), (jnp.float32, exp2)):
+        chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
+        if chosen:
+            vector = convert(_sums([requests[i].scale for i in chosen], known, place))
+            for k, i in enumerate(chosen):
+                results[i] = lax.squeeze(lax.slice(vector, (k,), (k + 1,)), (0,))
+    return results
+
+
+def _levels(scales: Iterable[Scale]) -> list[list[Atom]]:
+    """The derived atoms that some scales are made of, each level from those before it."""
+    found: dict[Atom, None] = {}
+    waiting = [atom for scale in scales for atom, _ in scale.terms]
+    while waiting:
+        atom = waiting.pop()
+        if atom.depth and atom not in found:
+            found[atom] = None
+            waiting += [below for scale in atom.operands for below, _ in scale.terms]
+    order = sorted({(atom.depth, atom.rule) for atom in found})
+    return [[a for a in found if (a.depth, a.rule) == level] for level in order]
+
+
+def _apply_rules(atoms: Sequence[Atom], known: Any, place: dict[Atom, int]) -> Any:
+    """The exponents of derived atoms that share a rule."""
+    columns = zip(*(atom.operands for atom in atoms), strict=True)
+    return RULES[atoms[0].rule](*(_sums(scales, known, place) for scales in columns))
+
+
+RULES = {
+    "maximum": lax.max,
+    "select": lambda which, *cases: jnp.where(which == 0, *cases),
+    "clamp": lambda e: lax.clamp(np.int32(MIN_EXPONENT), e, np.int32(MAX_EXPONENT)),
+    "root 2": lambda e: lax.shift_right_arithmetic(e, np.int32(1)),
+    "root 3": lambda e: jnp.floor_divide(e, np.int32(3)),
+}
+"""What a derived atom is, on vectors of exponents."""
+
+
+def _sums(scales: Sequence[Scale], known: Any, place: dict[Atom, int]) -> Any:
+    """The exponents of some scales: one product of a vector and a constant matrix.
+
+    At least two columns, because XLA computes narrower products anew wherever they are read.
+    """
+    matrix = np.zeros((known.size, max(len(scales), 2)), np.int32)
+    for column, scale in enumerate(scales):
+        for atom, n in scale.terms:
+            matrix[place[atom], column] = n
+    constants = [scale.constant for scale in scales] + [0] * (matrix.shape[1] - len(scales))
+    return known @ matrix + np.array(constants, np.int32)
+
+
+def _alone(*values: Any, scale: Scale, given: tuple[Atom, ...], dtype: Any) -> Any:
+    return compute([Request(scale, dtype)], dict(zip(given, values, strict=True)))[0]
+
+
+exponent_p = jex.Primitive("exponent")
+"""A scale asked for; ``settled`` computes many of them together."""
+exponent_p.def_impl(_alone)
+exponent_p.def_abstract_eval(lambda *_, dtype, **__: ShapedArray((), dtype))
+mlir.register_lowering(exponent_p, mlir.lower_fun(_alone, multiple_results=False))
 
 
 def exp2(exponent: Any) -> Any:
-    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers."""
-    code = clip(exponent + np.int32(_BIAS), 0, MAX_EXPONENT + _BIAS)
-    return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
+    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers.
+
+    The division keeps XLA from computing it anew in every loop that reads it.
+    """
+    code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, np.int32(2 * _BIAS + 1))
+    inverse = lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
+    return lax.div(np.float32(2), inverse)
+
+
+def exponent_of_power(x: Any) -> Any:
+    """log2 of a float32 scalar that is a power of two, from its exponent bits."""
+    bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
+    return lax.shift_right_logical(bits, np.int32(_MANTISSA_BITS)) - np.int32(_BIAS)
 
 
 def clip(exponent: Any, low: int, high: int) -> Any:

@@ -18,7 +18,8 @@ from scalify_cli.core.rules import RULES as TABLE
 from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
 from scalify_cli.core.rules.families import fallback
 from scalify_cli.core.scaled_array import is_float, is_scaled
-from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, plain
+from scalify_cli.core.settle import settled
+from scalify_cli.core.values import Entrance, Scaled, Uniform, constant, leave, plain
 
 RULES = TABLE
 _KEEPS_VALUE = {
@@ -55,8 +56,13 @@ def scalify(f: Callable, rules: Mapping[jex.Primitive, Callable] = RULES) -> Cal
         if not any(is_scaled(x) for x in program.arguments):
             return f(*args, **kwargs)
         exact = true_literals(program.trace, program.avals, program.closed)
-        outputs = run(program.closed, [enter(x) for x in program.arguments], rules, exact)
-        return program.rebuild([leave(x) for x in outputs])
+        inputs = [Entrance(x) for x in program.arguments]
+
+        def evaluated(arrays: list[Any]) -> list[Any]:
+            values = [x.value(parts) for x, parts in zip(inputs, arrays, strict=True)]
+            return [leave(x) for x in run(program.closed, values, rules, exact)]
+
+        return program.rebuild(settled(evaluated)([x.arrays for x in inputs]))
 
     return scaled
 

@@ -16,7 +16,15 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from scalify_cli.core.scale import MIN_EXPONENT, ONE, Scale, exp2, log2_floor, maximum
+from scalify_cli.core.scale import (
+    MIN_EXPONENT,
+    ONE,
+    Scale,
+    exp2,
+    exponent_of_power,
+    log2_floor,
+    maximum,
+)
 from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
 
 _FLOAT16_RANGE = 15  # binades around 1 in which powers of two are normal FP16 numbers
@@ -82,8 +90,23 @@ def enter(x: Any) -> Any:
     if not isinstance(x, ScaledArray):
         return x
     if isinstance(x.scale, Tracer):
-        return Scaled(x.data, Scale.unknown(log2_floor(x.scale)))
+        return Scaled(x.data, Scale.unknown(exponent_of_power(x.scale)))
     return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
+
+
+class Entrance:
+    """An argument on its way into a trace: only what is unknown by then is passed as an array."""
+
+    def __init__(self, x: Any):
+        scaled = isinstance(x, ScaledArray)
+        self.known = enter(x).scale if scaled and not isinstance(x.scale, Tracer) else None
+        self.arrays = (x,) if not scaled else (x.data,) if self.known else (x.data, x.scale)
+
+    def value(self, arrays: tuple) -> Any:
+        """The argument again, from arrays that belong to the trace."""
+        if self.known:
+            return Scaled(arrays[0], self.known)
+        return enter(ScaledArray.tree_unflatten(None, arrays)) if len(arrays) == 2 else arrays[0]
 
 
 def leave(x: Any) -> Any:
@@ -98,7 +121,7 @@ def leave(x: Any) -> Any:
 def _within_float32(x: Scaled) -> ScaledArray:
     """What lies beyond float32's exponents goes back into the data."""
     scale = Scale(MIN_EXPONENT) if x.scale is None else x.scale
-    held = scale if scale.is_atom else scale.clamped()
+    held = scale if scale.is_given else scale.clamped()
     data = x.data if held == scale else times(x.data, scale / held)
     return ScaledArray.tree_unflatten(None, (data, jnp.float32(held.factor())))
 
@@ -133,17 +156,18 @@ def true_values(x: Any) -> Any:
 
 
 def promote(x: Any) -> Scaled:
-    """Any float value as ``Scaled``. A scalar gives its exponent to the scale; arrays get 1."""
+    """Any float value as ``Scaled``; an FP16 scalar gives its exponent to the scale."""
     if isinstance(x, Scaled):
         return unstack(x)
     if isinstance(x, Uniform):
         mantissa, scale = x.split()
         return Scaled(jnp.full(x.shape, mantissa, x.dtype), scale)
-    if np.size(x) != 1:
+    if np.size(x) != 1 or x.dtype != jnp.float16:
         return Scaled(x, ONE)
-    finite = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
-    exponent = jnp.minimum(log2_floor(finite.reshape(())), -MIN_EXPONENT)
-    return Scaled(times(x, Scale.unknown(-exponent)), Scale.unknown(exponent))
+    wide = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
+    exponent = log2_floor(wide.reshape(()))
+    data = (x.astype(jnp.float32) * exp2(-exponent)).astype(x.dtype)
+    return Scaled(data, Scale.unknown(exponent))
 
 
 def times(data: Any, scale: Scale | None) -> Any:

@@ -17,7 +17,12 @@ from scalify_cli.precision import with_precision as _with_precision
 
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 FP8 = Policy(Precision("test", forward="e4m3", backward="e5m2"), NoScaling())
-RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_whatever_ran_before():
+    global RNG
+    RNG = np.random.default_rng(0)
 
 
 def with_precision(f, policy=FP8):

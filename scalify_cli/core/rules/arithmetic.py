@@ -19,8 +19,8 @@ from scalify_cli.core.rules.families import (
     root,
     scale_free,
 )
-from scalify_cli.core.scale import Scale
-from scalify_cli.core.values import Scaled, Uniform, exponent_of, plain, promote
+from scalify_cli.core.scale import select as select_scale
+from scalify_cli.core.values import Scaled, Uniform, plain, promote
 
 
 def convert(equation, x):
@@ -33,13 +33,12 @@ def convert(equation, x):
 def select(equation, which, *cases):
     """A choice by a scalar takes the chosen case's scale; otherwise the cases agree on one."""
     values = [promote(case) for case in masked(cases)]
-    scales = {value.scale for value in values}
-    if jnp.ndim(which) or len(scales) == 1 or None in scales:
+    scales = [value.scale for value in values if value.scale is not None]
+    if jnp.ndim(which) or len(set(scales)) < 2 or len(scales) != 2:
         data, scale = aligned(*values)
         return [Scaled(lax.select_n(plain(which), *data), scale)]
     data = lax.select_n(which, *(value.data for value in values))
-    exponents = (jnp.asarray(exponent_of(value), jnp.int32) for value in values)
-    return [Scaled(data, Scale.unknown(lax.select_n(which, *exponents)))]
+    return [Scaled(data, select_scale(which, *scales))]
 
 
 def general_power(equation, x, y):

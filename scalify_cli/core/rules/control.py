@@ -17,6 +17,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.interpreter import CALLED_JAXPR
 from scalify_cli.core.scale import Scale
 from scalify_cli.core.scaled_array import is_float
+from scalify_cli.core.settle import settled
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
@@ -56,7 +57,7 @@ def scan(equation, *operands, run):
         return carry, [x.arrays for x in stacked]
 
     carry, ys = lax.scan(
-        body,
+        settled(body),
         init,
         [x.arrays for x in xs],
         length=params["length"],
@@ -79,7 +80,7 @@ def remat(equation, *operands, run):
         return [x.arrays for x in results]
 
     arguments = [x.arrays for x in inputs]
-    traced = jax.make_jaxpr(body)(arguments)
+    traced = jax.make_jaxpr(settled(body))(arguments)
     params = {**equation.params, "jaxpr": without_consts(traced.jaxpr)}
     flat = p.remat_p.bind(*traced.consts, *jax.tree.leaves(arguments), **params)
     outputs = jax.tree.unflatten(jax.tree.structure([x.arrays for x in results]), flat)
