@@ -88,9 +88,10 @@ def measure(taps: Sequence[Tap]) -> Pool:
 
     zeros = jnp.zeros(len(taps) * 3 * _SLOTS, jnp.int32)
     by_row = (x[..., None] for x in (owners, ranges[..., 0], ranges[..., 1]))
-    counts, rows = lax.scan(of_block, zeros, (inside, starts - inside, *by_row))
+    counts, (amax, squares, errors) = lax.scan(of_block, zeros, (inside, starts - inside, *by_row))
     exponents = jnp.stack([jnp.asarray(tap.exponent, jnp.int32) for tap in taps])
-    return Pool(counts, exponents, *rows, tuple(tap.name for tap in taps), sizes)
+    names = tuple(tap.name for tap in taps)
+    return Pool(counts, exponents, amax, squares, errors, names, sizes)
 
 
 def statistics(pools: Sequence[Pool], name: str) -> Statistics:
