@@ -1,84 +1,124 @@
 """``observe(f)``: what f returns, and statistics of its named intermediate values.
 
-Outermost of the transforms: it reads the taps that casts and updates left in the program, those
-inside loops merged over the iterations. Everything is computed on the device in the same program;
-there are no host callbacks.
+Outermost of the transforms: it reads the taps that casts and updates left in the program. The
+device measures them in the same program, several at a time; there are no host callbacks.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import tap_p
 from scalify_cli.core.interpreter import CALLED_JAXPR, bind, evaluate, scan_again, trace_call
-from scalify_cli.core.scale import exp2
-from scalify_cli.numerics.statistics import Statistics, add, merge, statistics
+from scalify_cli.numerics.statistics import Pool, Statistics, Tap, measure, statistics
+
+POOLED = 1 << 22
+"""Elements kept and copied to be measured together; a larger tensor is measured by itself."""
+
+
+class Observed(Mapping[str, Statistics]):
+    """Statistics by name, in the order in which the values were computed.
+
+    A pytree of what leaves the device. A tensor's statistics are put together when they are looked
+    up, on the host, over all iterations of loops and all values of that name.
+    """
+
+    def __init__(self, pools: Sequence[Pool] = ()):
+        self.pools = list(pools)
+        self._waiting: list[Tap] = []
+
+    def __getitem__(self, name: str) -> Statistics:
+        return statistics(self.pools, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for pool in self.pools for name in pool.names))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def tap(self, tap: Tap) -> None:
+        """See a tensor, now or together with the next ones of its dtype."""
+        size = sum(other.data.size for other in (tap, *self._waiting))
+        if size > POOLED or any(_dtypes(other) != _dtypes(tap) for other in self._waiting):
+            self.measure()
+        self._waiting.append(tap)
+
+    def measure(self) -> list[Pool]:
+        """All that was measured, now that nothing is left waiting."""
+        if self._waiting:
+            self.pools.append(measure(self._waiting))
+        self._waiting = []
+        return self.pools
+
+
+def _dtypes(tap: Tap) -> tuple[Any, Any]:
+    return tap.data.dtype, tap.rounded.dtype
+
+
+jax.tree_util.register_pytree_node(
+    Observed, lambda seen: (seen.pools, None), lambda _, pools: Observed(pools)
+)
 
 
 def observe(f: Callable) -> Callable:
     """A function that returns ``(f(*args), statistics)``.
 
-    The statistics are a dict from names such as ``block/attention/qkv.activation`` to what
-    ``numerics.statistics`` returns, in the order in which f computes the values.
+    The statistics are ``Observed``: a mapping from names such as ``block/attention/qkv.activation``
+    to what ``summarise`` takes, to be read outside of ``jit``.
     """
 
     @functools.wraps(f)
-    def observed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Statistics]]:
+    def observed(*args: Any, **kwargs: Any) -> tuple[Any, Observed]:
         program = trace_call(f, args, kwargs, whole=False)
-        collected: dict[str, Statistics] = {}
-        outputs = _run(program.closed, program.arguments, collected)
-        return program.rebuild(outputs), collected
+        seen = Observed()
+        outputs = _run(program.closed, program.arguments, seen)
+        seen.measure()
+        return program.rebuild(outputs), seen
 
     return observed
 
 
-def _run(closed: jex.ClosedJaxpr, arguments: Sequence[Any], collected: dict) -> list[Any]:
+def _run(closed: jex.ClosedJaxpr, arguments: Sequence[Any], seen: Observed) -> list[Any]:
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         method = _METHODS.get(equation.primitive, _plain)
-        return method(equation, operands, collected)
+        return method(equation, operands, seen)
 
     return evaluate(closed.jaxpr, closed.consts, arguments, apply)
 
 
-def _plain(equation, operands, collected):
+def _plain(equation, operands, seen):
     return bind(equation, operands)
 
 
-def _tap(equation, operands, collected):
+def _tap(equation, operands, seen):
     rounded, data, exponent = operands
-    format = equation.params["format"] or None
-    _collect(
-        collected,
-        equation.params["name"],
-        statistics(data, exp2(jnp.asarray(exponent)), rounded, format),
-    )
+    seen.tap(Tap(equation.params["name"], data, rounded, exponent, equation.params["format"]))
     return [rounded]
 
 
-def _collect(collected, name, stats):
-    collected[name] = add(collected[name], stats) if name in collected else stats
+def _call(equation, operands, seen):
+    return _run(equation.params[CALLED_JAXPR[equation.primitive]], operands, seen)
 
 
-def _call(equation, operands, collected):
-    return _run(equation.params[CALLED_JAXPR[equation.primitive]], operands, collected)
+def _remat(equation, operands, seen):
+    return _run(jex.ClosedJaxpr(equation.params["jaxpr"], ()), operands, seen)
 
 
-def _remat(equation, operands, collected):
-    return _run(jex.ClosedJaxpr(equation.params["jaxpr"], ()), operands, collected)
+def _scan(equation, operands, seen):
+    if equation.params["length"] == 0:
+        return _plain(equation, operands, seen)
 
-
-def _scan(equation, operands, collected):
     def run(closed, arguments):
-        inside: dict[str, Statistics] = {}
-        return _run(closed, arguments, inside), inside
+        inside = Observed()
+        return _run(closed, arguments, inside), inside.measure()
 
-    outputs, inside = scan_again(equation, operands, run)
-    for name, stats in inside.items():
-        _collect(collected, name, merge(stats))
+    seen.measure()
+    outputs, pools = scan_again(equation, operands, run)
+    seen.pools.extend(pools)
     return outputs
 
 

@@ -1,147 +1,134 @@
-"""What a tensor's values look like, and what rounding did to them, in a handful of numbers.
+"""What tensors' values look like, and what rounding did to them, in a handful of numbers.
 
-On the device: counts per binade and sums, a pytree of fixed shape that can leave ``jit``, be
-stacked by ``scan`` and be merged over layers. On the host: the floats that are logged.
+On the device: counts per binade, maxima and sums of several tensors from one piece of code (a
+``Pool``), so that looking at one more costs next to nothing to compile. It can leave ``jit`` and be
+stacked by ``scan``. On the host, in float64: the figures that are logged.
 
-Sums of squares are kept in units of ``4**exponent``, with 2^exponent next to the largest value:
-the squares of Adam's second moments would not fit in float32 as they are. Infinities and NaNs are
-counted and take no part in sums and maxima, so every logged figure is finite.
+Infinities and NaNs are counted and take no part in sums and maxima, so every figure is finite.
 """
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from scalify_cli.formats import Format, find_format, saturating_cast, widen
+from scalify_cli.formats import find_format, widen
 from scalify_cli.numerics import bins
 
 SNR_CAP_DB = 200.0
 """What a rounding without any error is reported as; float32 itself has about 150."""
 
-Statistics = dict[str, jax.Array]
+ROW = 1 << 12
+"""Elements that share a maximum and sums; tensors of a pool are filled up to whole rows."""
 
-BLOCK = 1 << 18
+BLOCK = 64 * ROW
 """Elements looked at together: few enough to stay in a core's cache."""
 
-_MAGNITUDE = np.int32(0x7FFFFFFF)
-_INF = np.int32(0x7F800000)
-_OVERFLOW, _UNDERFLOW = 1, 2
-_ADDED = ("counts", "size", "overflow", "underflow")
-_SQUARES = ("sum_squares", "error_squares")
+Statistics = dict[str, Any]
+
+_MAGNITUDE, _INF, _NORMAL = np.int32(0x7FFFFFFF), np.int32(0x7F800000), np.int32(0x00800000)
+_HELD, _OVERFLOW, _UNDERFLOW = range(3)
+_BINADES = np.arange(-149, 128)
+_SLOTS = 1 + _BINADES.size + 2  # zero, float32's binades, infinity, NaN
 
 
-def statistics(
-    data: jax.Array,
-    scale: jax.Array | float,
-    rounded: jax.Array | None = None,
-    format: str | Format | None = None,
-) -> Statistics:
-    """Statistics of the values ``data * scale`` and of the rounding of ``data``.
+class Tap(NamedTuple):
+    """A tensor to look at: ``data * 2**exponent``, and ``data`` as ``format`` rounded it.
 
-    Args:
-        data: float32, bfloat16 or float16 of any shape.
-        scale: a scalar power of two (its exponent is what is used).
-        rounded: ``data`` as it was rounded, in the same scale; None: as ``format`` would round it
-            to the nearest, or not rounded when there is no format either.
-        format: what it was rounded to; it tells what overflows.
+    Both are float arrays of one shape; without a format nothing but infinities overflows.
+    """
+
+    name: str
+    data: jax.Array
+    rounded: jax.Array
+    exponent: jax.Array | int = 0
+    format: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What leaves the device about a few tensors; all may have leading axes of iterations.
+
+    ``counts`` int32 [tensors * 3 fates * 280 slots of the data] and ``exponents`` int32 [tensors];
+    float32 [blocks, rows], a row being 4096 elements of one tensor: ``amax``, and ``squares`` and
+    ``errors``, the sums of squares of the data and of the roundings times ``_shrink(amax)``.
+    """
+
+    counts: Any
+    exponents: Any
+    amax: Any
+    squares: Any
+    errors: Any
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+_ARRAYS = ["counts", "exponents", "amax", "squares", "errors"]
+jax.tree_util.register_dataclass(Pool, _ARRAYS, ["names", "sizes"])
+
+
+def measure(taps: Sequence[Tap]) -> Pool:
+    """Look at tensors of one dtype: several are copied together, a large one is read in place."""
+    sizes = tuple(tap.data.size for tap in taps)
+    starts, owners = _layout(sizes)
+    parts = _joined([tap.data for tap in taps]), _joined([tap.rounded for tap in taps])
+    inside = np.minimum(starts, parts[0].size - owners.shape[1] * ROW)
+    ranges = np.array([_range(tap.format) for tap in taps], np.float32)[owners]
+
+    def of_block(counts: jax.Array, block: Any) -> Any:
+        start, stale, owner, low, high = block
+        x, q = (_rows(part, start, stale, owner.size) for part in parts)
+        slot = _slot(x) + _SLOTS * (_fate(x, q, low, high) + 3 * owner)
+        return counts.at[slot.ravel()].add(1, mode="promise_in_bounds"), _sums(x, q)
+
+    zeros = jnp.zeros(len(taps) * 3 * _SLOTS, jnp.int32)
+    by_row = (x[..., None] for x in (owners, ranges[..., 0], ranges[..., 1]))
+    counts, (amax, squares, errors) = lax.scan(of_block, zeros, (inside, starts - inside, *by_row))
+    exponents = jnp.stack([jnp.asarray(tap.exponent, jnp.int32) for tap in taps])
+    names = tuple(tap.name for tap in taps)
+    return Pool(counts, exponents, amax, squares, errors, names, sizes)
+
+
+def statistics(pools: Sequence[Pool], name: str) -> Statistics:
+    """All that was measured under a name, taken together; on the host.
 
     Returns:
-        int32 ``counts`` [131] (slots of ``bins``), ``scale_exponent``, ``exponent``, ``size``,
-        ``overflow`` (beyond the format's range or infinite), ``underflow`` (non-zero, rounded to
-        zero); float32 ``amax`` of the values; ``sum_squares`` of the values and ``error_squares``
-        of the roundings, both in units of ``4**exponent``.
+        ``counts`` int64 [131] (slots of ``bins``), ``scale_exponent`` (the largest), ``size``,
+        ``overflow`` (elements beyond the format's range or infinite), ``underflow`` (non-zero,
+        rounded to zero); ``amax`` and ``sum_squares`` of the values, ``error_squares`` of the
+        roundings.
+
+    Raises:
+        KeyError: nothing has that name.
     """
-    row = None if format is None else find_format(format)
-    scale_exponent = _exponent(_magnitude(jnp.asarray(scale, jnp.float32)))
-    parts = [part.ravel() for part in (data, rounded) if part is not None]
-    counts, exponent, amax, squares = _over_blocks(row, scale_exponent, parts)
-    return {
-        "counts": jnp.sum(counts, axis=0),
-        "scale_exponent": scale_exponent,
-        "exponent": jnp.max(exponent) + scale_exponent,
-        "size": jnp.int32(data.size),
-        "overflow": jnp.sum(counts[_OVERFLOW]),
-        "underflow": jnp.sum(counts[_UNDERFLOW]),
-        "amax": _times_power_of_two(jnp.max(amax), scale_exponent),
-        "sum_squares": _in_one_unit(squares[0], exponent),
-        "error_squares": _in_one_unit(squares[1], exponent),
-    }
+    places = [(pool, i) for pool in pools for i, own in enumerate(pool.names) if own == name]
+    if not places:
+        raise KeyError(name)
+    parts = [_of_tensor(*place) for place in places]
+    added = {key: sum(part[key] for part in parts) for key in parts[0]}
+    return added | {key: max(part[key] for part in parts) for key in ("amax", "scale_exponent")}
 
 
-def _over_blocks(row, scale_exponent, parts):
-    """What ``_of_block`` returns, stacked over blocks; the counts are summed."""
-    size = parts[0].size
-    length = min(size, BLOCK)
-
-    def of_block(start: jax.Array):
-        inside = jnp.minimum(start, size - length)  # the last block overlaps the one before
-        block = [lax.dynamic_slice(part, (inside,), (length,)) for part in parts]
-        return _of_block(row, scale_exponent, start - inside, *block)
-
-    starts = np.arange(0, max(size, 1), BLOCK, dtype=np.int32)
-    counts, *rest = lax.map(of_block, starts)
-    return jnp.sum(counts, axis=0), *rest
-
-
-@partial(jax.jit, static_argnums=0)
-def _of_block(row, scale_exponent, first, data, rounded=None):
-    """Counts [fate, slot], exponent, amax and two squares of a block's data from ``first`` on.
-
-    Compiled once for all tensors of a dtype. Blocks because temporaries as large as the tensor
-    cost ten times the arithmetic, in page faults.
-    """
-    if rounded is None:
-        rounded = data if row is None else saturating_cast(data, row)
-    x, q = _float32(data), _float32(rounded)
-    fresh = lax.iota(jnp.int32, x.size) >= first
-    counts = _counts(_magnitude(x), scale_exponent, _fate(x, q, row), fresh)
-    finite = jnp.where(jnp.isfinite(x) & fresh, x, np.float32(0))
-    error = jnp.where(jnp.isfinite(q - x) & fresh, q - x, np.float32(0))
-    amax = jnp.max(jnp.abs(finite), initial=0)
-    exponent = jnp.clip(_exponent(_magnitude(amax)), -126, 126)
-    shrink = _power_of_two(-exponent)
-    squares = [jnp.sum(jnp.square(summand * shrink)) for summand in (finite, error)]
-    return counts, exponent, amax, squares
-
-
-def merge(stacked: Statistics) -> Statistics:
-    """Statistics of the whole from those of its parts, stacked along the first axis.
-
-    ``scale_exponent`` is the largest of the parts'.
-    """
-    exponent = stacked["exponent"]
-    added = {name: jnp.sum(stacked[name], axis=0) for name in _ADDED}
-    squares = {name: _in_one_unit(stacked[name], exponent) for name in _SQUARES}
-    largest = {name: jnp.max(stacked[name], axis=0) for name in ("amax", "scale_exponent")}
-    return {**added, **squares, **largest, "exponent": jnp.max(exponent, axis=0)}
-
-
-def add(first: Statistics, second: Statistics) -> Statistics:
-    """Statistics of two tensors taken together."""
-    return merge(jax.tree.map(lambda *parts: jnp.stack(parts), first, second))
-
-
-def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
+def summarise(stats: Mapping[str, Any]) -> dict[str, float]:
     """The logged figures of one tensor, all finite.
 
     ``scale``, ``rms`` and ``amax`` of the values; ``underflow`` and ``overflow`` as shares of all
     elements; ``snr_db`` = 10 log10(Σ value² / Σ error²), at most ``SNR_CAP_DB`` in size.
     """
-    size = max(int(stats["size"]), 1)
+    size = max(stats["size"], 1)
     counted = size - int(stats["counts"][bins.INF]) - int(stats["counts"][bins.NAN])
-    mean_square = float(stats["sum_squares"]) / max(counted, 1)
     return {
-        "scale": 2.0 ** int(stats["scale_exponent"]),
-        "rms": math.sqrt(mean_square) * 2.0 ** int(stats["exponent"]),
-        "amax": float(stats["amax"]),
-        "underflow": int(stats["underflow"]) / size,
-        "overflow": int(stats["overflow"]) / size,
-        "snr_db": _decibels(float(stats["sum_squares"]), float(stats["error_squares"])),
+        "scale": 2.0 ** stats["scale_exponent"],
+        "rms": math.sqrt(stats["sum_squares"] / max(counted, 1)),
+        "amax": stats["amax"],
+        "underflow": stats["underflow"] / size,
+        "overflow": stats["overflow"] / size,
+        "snr_db": _decibels(stats["sum_squares"], stats["error_squares"]),
     }
 
 
@@ -152,41 +139,42 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(min(max(signal / noise, 1 / cap), cap))
 
 
-def _counts(magnitude, scale_exponent, fate, fresh) -> jax.Array:
-    """Counts [fate, slot] in one scatter of ones.
+def _layout(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each block starts, int32 [blocks], and whose its rows are, int32 [blocks, rows].
 
-    On a CPU that takes 3 ns an element, where comparing with every slot takes 30, and a reduction
-    for each fate would double it.
+    The last block starts early enough to be whole; what it repeats counts as zeros.
     """
-    binade = jnp.clip(_exponent(magnitude) + scale_exponent, bins.LOWEST, bins.HIGHEST)
-    slot = binade - bins.LOWEST + bins.FIRST
-    slot = jnp.where(magnitude == 0, bins.ZERO, slot)
-    slot = jnp.where(magnitude == _INF, bins.INF, slot)
-    slot = jnp.where(magnitude > _INF, bins.NAN, slot)
-    flat = (slot + bins.SLOTS * fate).ravel()
-    counts = jnp.zeros(3 * bins.SLOTS, jnp.int32)
-    counts = counts.at[flat].add(fresh.astype(jnp.int32), mode="promise_in_bounds")
-    return counts.reshape(3, bins.SLOTS)
+    owner = np.repeat(np.arange(len(sizes), dtype=np.int32), [_row_count(size) for size in sizes])
+    rows = min(owner.size, BLOCK // ROW)
+    first = np.arange(0, owner.size, rows, dtype=np.int32)
+    return first * ROW, owner[np.minimum(first, owner.size - rows)[:, None] + np.arange(rows)]
 
 
-def _fate(x: jax.Array, q: jax.Array, row: Format | None) -> jax.Array:
-    """What became of each element: 0 held, or one of the two losses."""
-    overflows = jnp.isinf(x) | jnp.isinf(q)
-    if row is not None:
-        low = row.min if row.signed else -math.inf
-        overflows = overflows | (x > row.max) | (x < low)
-    underflows = (_magnitude(q) == 0) & (_magnitude(x) != 0)
-    return jnp.where(overflows, _OVERFLOW, jnp.where(underflows, _UNDERFLOW, 0))
+def _row_count(size: int) -> int:
+    return max(1, -(-size // ROW))
 
 
-def _in_one_unit(squares: jax.Array, exponent: jax.Array) -> jax.Array:
-    """The sum over the first axis, in units of the largest exponent."""
-    below = jnp.maximum(exponent - jnp.max(exponent, axis=0), -63)
-    return jnp.sum(squares * _power_of_two(2 * below), axis=0)
+def _joined(tensors: Sequence[jax.Array]) -> jax.Array:
+    """One after the other, each filled up with zeros to whole rows."""
+    if len(tensors) == 1 and tensors[0].size >= BLOCK:
+        return tensors[0].ravel()
+    return jnp.concatenate(
+        [jnp.pad(x.ravel(), (0, _row_count(x.size) * ROW - x.size)) for x in tensors]
+    )
 
 
-def _float32(x: jax.Array) -> jax.Array:
-    return widen(x) if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
+def _range(format: str) -> tuple[float, float]:
+    if not format:
+        return float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
+    row = find_format(format)
+    return row.min if row.signed else -math.inf, row.max
+
+
+def _rows(part: jax.Array, start: jax.Array, stale: jax.Array, count: int) -> jax.Array:
+    """Elements from ``start`` on in float32 [count, ROW], the first ``stale`` of them as zeros."""
+    block = lax.dynamic_slice(part, (start,), (count * ROW,))
+    block = widen(block) if block.dtype == jnp.bfloat16 else block.astype(jnp.float32)
+    return jnp.where(lax.iota(jnp.int32, block.size) >= stale, block, 0).reshape(count, ROW)
 
 
 def _magnitude(x: jax.Array) -> jax.Array:
@@ -194,18 +182,67 @@ def _magnitude(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, jnp.int32) & _MAGNITUDE
 
 
-def _exponent(magnitude: jax.Array) -> jax.Array:
-    """⌊log2 |x|⌋ of a finite non-zero float32; its subnormals are integers times 2^-149."""
-    below = (_magnitude(magnitude.astype(jnp.float32)) >> 23) - 127 - 149
-    normal = (magnitude >> 23) - 127
-    return jnp.where(normal == -127, below, normal)
+def _slot(x: jax.Array) -> jax.Array:
+    """0 for zero, 1 + k for 2^(k - 149) <= |x| < 2^(k - 148), then infinity and NaN."""
+    magnitude = _magnitude(x)
+    integer = magnitude.astype(jnp.float32)  # subnormals are integers times 2^-149
+    subnormal = jnp.maximum((_magnitude(integer) >> 23) - 126, 0)
+    slot = jnp.where(magnitude < _NORMAL, subnormal, (magnitude >> 23) + 23)
+    return slot + (magnitude > _INF).astype(jnp.int32)
 
 
-def _times_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    scaled = x * _power_of_two(jnp.clip(exponent, -126, 127))
-    return jnp.minimum(scaled, jnp.finfo(jnp.float32).max)
+def _fate(x: jax.Array, q: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """What became of each element: held, or one of the two losses."""
+    overflows = jnp.isinf(q) | (x > high) | (x < low)
+    underflows = (_magnitude(q) == 0) & (_magnitude(x) != 0)
+    return jnp.where(overflows, _OVERFLOW, jnp.where(underflows, _UNDERFLOW, _HELD))
 
 
-def _power_of_two(exponent: jax.Array) -> jax.Array:
-    """2^exponent in float32, for exponents from -126 to 127."""
-    return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+def _sums(x: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``amax``, ``squares`` and ``errors`` of rows.
+
+    Each row is brought near 1 first: the squares of Adam's second moments do not fit in float32.
+    """
+    amax = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), axis=1)
+    shrink = _shrink(amax)[:, None]
+    parts = [jnp.where(jnp.isfinite(part), part * shrink, 0) for part in (x, q - x)]
+    squares, errors = (jnp.sum(jnp.square(part), axis=1) for part in parts)
+    return amax, squares, errors
+
+
+def _shrink(amax: Any) -> Any:
+    """The power of two that brings a float32 with this encoding between 1 and 4, if one does."""
+    return (0x7F000000 - (amax.view(np.int32) & _INF)).clip(_NORMAL).view(np.float32)
+
+
+def _of_tensor(pool: Pool, index: int) -> Statistics:
+    """One tensor of a pool, over all iterations."""
+    owned, tensors, size = _layout(pool.sizes)[1] == index, len(pool.sizes), pool.sizes[index]
+    exponents = np.asarray(pool.exponents).reshape(-1, tensors)[:, index]
+    counts = np.asarray(pool.counts, np.int64).reshape(-1, tensors, 3, _SLOTS)[:, index]
+    counts[:, _HELD, 0] -= np.sum(owned) * ROW - size
+    amax, squares, errors = (
+        np.asarray(x).reshape(-1, *owned.shape)[:, owned]
+        for x in (pool.amax, pool.squares, pool.errors)
+    )
+    scale = np.ldexp(1.0, exponents)[:, None]
+    unit = np.square(scale / _shrink(amax))
+    return {
+        "counts": _binned(np.sum(counts, axis=1), exponents),
+        "scale_exponent": int(np.max(exponents)),
+        "size": len(counts) * size,
+        "overflow": int(np.sum(counts[:, _OVERFLOW])),
+        "underflow": int(np.sum(counts[:, _UNDERFLOW])),
+        "amax": float(np.max(amax * scale)),
+        "sum_squares": float(np.sum(squares * unit)),
+        "error_squares": float(np.sum(errors * unit)),
+    }
+
+
+def _binned(counts: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """Counts in the slots of ``bins``, from those of the data and the exponents of its scale."""
+    binade = np.clip(_BINADES + exponents[:, None], bins.LOWEST, bins.HIGHEST)
+    binned = np.zeros(bins.SLOTS, np.int64)
+    binned[[bins.ZERO, bins.INF, bins.NAN]] = np.sum(counts[:, [0, -2, -1]], axis=0)
+    np.add.at(binned, binade - bins.LOWEST + bins.FIRST, counts[:, 1:-2])
+    return binned

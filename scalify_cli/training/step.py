@@ -74,7 +74,6 @@ class Step:
         self.accumulate = accumulate
         self.seed = seed
         self.loss = with_precision(model.loss, policy)
-        self._names: list[str] = []
 
     def init(self, key: jax.Array) -> State:
         """The first state: parameters and moments in their formats, with scales if there are."""
@@ -91,10 +90,9 @@ class Step:
         """The loss on a batch, in the recipe's precision."""
         return self._evaluate(state.parameters, batch)
 
-    def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, Any]]:
         """Statistics of every named tensor of a step, on the host, in order of computation."""
-        observed = jax.device_get(self._observe(state, batch))
-        return dict(zip(self._names, observed, strict=True))
+        return dict(jax.device_get(self._observe(state, batch)))
 
     @property
     def _scales(self) -> bool:
@@ -118,13 +116,7 @@ class Step:
     @cached_property
     def _observe(self) -> Any:
         observed = observe(self._transformed(self._step))
-
-        def statistics(state, batch):
-            named = observed(state, batch)[1]
-            self._names = list(named)  # a dict would come out of jit sorted, not in order
-            return list(named.values())
-
-        return jax.jit(statistics)
+        return jax.jit(lambda *args: observed(*args)[1])
 
     def _first(self, key: jax.Array) -> State:
         parameters = self.model.init(key)

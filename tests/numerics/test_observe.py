@@ -8,8 +8,9 @@ from jax import lax
 
 from scalify_cli.core import ScaledArray, scalify, tap, unscale
 from scalify_cli.formats import saturating_cast
+from scalify_cli.numerics import observe as module
 from scalify_cli.numerics.observe import observe
-from scalify_cli.numerics.statistics import statistics, summarise
+from scalify_cli.numerics.statistics import Tap, measure, statistics, summarise
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
 
@@ -22,12 +23,13 @@ def rounded(x, name):
     return tap(x, name, saturating_cast(x, "e4m3"), "e4m3")
 
 
-def on_host(stats):
-    return jax.tree.map(np.asarray, stats)
+def directly(x, format=""):
+    q = saturating_cast(x, format) if format else x
+    return statistics([measure([Tap("x", x, q, 0, format)])], "x")
 
 
 def check_equal(got, wanted):
-    jax.tree.map(np.testing.assert_array_equal, on_host(got), on_host(wanted))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -40,10 +42,10 @@ def test_results_are_fs_and_statistics_those_of_the_values(compile):
     program = jax.jit(program) if compile else program
     result, seen = program(X, (jnp.arange(2), None))
     check_equal(result, f(X, 3, tree=(jnp.arange(2), None)))
-    assert sorted(seen) == ["result", "wave"]
-    check_equal(seen["wave"], statistics(jnp.sin(X), 1.0))
-    check_equal(seen["result"], statistics(jnp.sin(X) * 6, 1.0, format="e4m3"))
-    assert summarise(on_host(seen["result"]))["snr_db"] < 50
+    assert list(seen) == ["wave", "result"] and len(seen) == 2
+    check_equal(seen["wave"], directly(jnp.sin(X)))
+    check_equal(seen["result"], directly(jnp.sin(X) * 6, "e4m3"))
+    assert summarise(seen["result"])["snr_db"] < 50
 
 
 def test_names_come_in_the_order_of_computation():
@@ -51,6 +53,28 @@ def test_names_come_in_the_order_of_computation():
         return named(named(named(x, "z"), "a"), "m")
 
     assert list(observe(f)(X)[1]) == ["z", "a", "m"]
+
+
+def test_the_order_of_computation_holds_across_loops_and_dtypes_and_out_of_jit():
+    def f(x):
+        y = named(x, "z").astype(jnp.float16)
+        y = lax.scan(lambda c, r: (c, named(r, "y")), 0, named(y, "x"))[1]
+        return named(named(y, "b") + 1, "a")
+
+    assert list(jax.jit(observe(f))(X)[1]) == ["z", "x", "y", "b", "a"]
+
+
+@pytest.mark.parametrize("pooled", [0, 30, 1 << 22])
+def test_how_many_are_measured_together_changes_nothing(pooled, monkeypatch):
+    monkeypatch.setattr(module, "POOLED", pooled)
+    _, seen = jax.jit(observe(lambda x: rounded(named(named(x, "a"), "b"), "c")))(X)
+    assert len(seen.pools) == {0: 3, 30: 3, 1 << 22: 1}[pooled]
+    check_equal(dict(seen), {"a": directly(X), "b": directly(2 * X), "c": directly(4 * X, "e4m3")})
+
+
+def test_a_loop_that_does_not_run_is_not_seen():
+    result, seen = jax.jit(observe(lambda x: lax.scan(lambda c, r: (c, named(r)), 0, x)[1]))(X[:0])
+    assert result.shape == (0, 6) and dict(seen) == {}
 
 
 def test_a_name_used_twice_counts_both():
@@ -77,10 +101,10 @@ LOOPS = {
 def test_loops_and_calls_are_seen_as_a_whole(f):
     result, seen = jax.jit(observe(f))(X)
     np.testing.assert_allclose(result, f(X), rtol=1e-6)
-    whole = statistics(X, 1.0)
+    whole = directly(X)
     for field in ("counts", "size", "amax", "scale_exponent"):
         np.testing.assert_array_equal(seen["value"][field], whole[field])
-    got, wanted = summarise(on_host(seen["value"])), summarise(on_host(whole))
+    got, wanted = summarise(seen["value"]), summarise(whole)
     assert got["rms"] == pytest.approx(wanted["rms"], rel=1e-5)
 
 
@@ -111,19 +135,20 @@ def test_under_scalify_values_and_their_scale(exponent):
 def test_what_is_rounded_under_scalify_is_the_data():
     def seen_of(exponent):
         x = ScaledArray(X, 2.0**exponent)
-        return on_host(jax.jit(observe(scalify(lambda x: rounded(x, "x"))))(x)[1]["x"])
+        return jax.jit(observe(scalify(lambda x: rounded(x, "x"))))(x)[1]["x"]
 
     middle, *others = (seen_of(e) for e in (0, -40, 40))
     assert float(middle["error_squares"]) > 0
-    for other in others:
-        for field in ("overflow", "underflow", "error_squares", "sum_squares"):
-            assert other[field] == middle[field]
+    for exponent, other in zip((-40, 40), others, strict=True):
+        assert all(other[field] == middle[field] for field in ("overflow", "underflow"))
+        for field in ("error_squares", "sum_squares"):
+            assert other[field] == middle[field] * 4.0**exponent
 
 
 def test_no_name_no_statistics():
     result, seen = observe(jnp.sin)(X)
     np.testing.assert_array_equal(result, jnp.sin(X))
-    assert seen == {}
+    assert dict(seen) == {}
 
 
 def test_everything_happens_on_the_device():

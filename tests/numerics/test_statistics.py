@@ -9,7 +9,7 @@ import pytest
 from scalify_cli.formats import FORMATS, saturating_cast
 from scalify_cli.numerics import bins
 from scalify_cli.numerics import statistics as module
-from scalify_cli.numerics.statistics import SNR_CAP_DB, add, merge, statistics, summarise
+from scalify_cli.numerics.statistics import SNR_CAP_DB, Tap, measure, statistics, summarise
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow)")  # meant to be there
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -22,8 +22,21 @@ def tensor(dtype, size=5000):
     return np.concatenate([values, SPECIAL]).astype(DTYPES[dtype])
 
 
-def on_host(*arguments, **named):
-    return jax.device_get(jax.jit(lambda *a: statistics(*a, **named))(*arguments))
+def on_host(data, scale, rounded=None, format=""):
+    """Statistics of one tensor; ``format`` rounds it where ``rounded`` is not given."""
+
+    def pool(data, rounded):
+        if rounded is None:
+            rounded = saturating_cast(data, format) if format else data
+        return measure([Tap("x", data, rounded, int(np.log2(scale)), format)])
+
+    return statistics([jax.jit(pool)(data, rounded)], "x")
+
+
+def check_close(got, wanted):
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-6, err_msg=name)
 
 
 def counts_by_definition(data, scale):
@@ -73,17 +86,9 @@ def test_rounding_losses(name, dtype):
     assert got["underflow"] == np.sum((q == 0) & (x != 0))
     finite = np.isfinite(x)
     x, q = x[finite] * scale, q[finite] * scale
-    unit = 4.0 ** int(got["exponent"])
-    np.testing.assert_allclose(got["sum_squares"] * unit, np.sum(x**2), rtol=1e-5)
-    np.testing.assert_allclose(got["error_squares"] * unit, np.sum((q - x) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(got["sum_squares"], np.sum(x**2), rtol=1e-5)
+    np.testing.assert_allclose(got["error_squares"], np.sum((q - x) ** 2), rtol=1e-5)
     assert got["amax"] == np.abs(x).max()
-
-
-@pytest.mark.parametrize("name", ["e4m3", "e3m2"])
-def test_without_a_rounded_copy_the_format_rounds_to_the_nearest(name):
-    data = tensor("float32")
-    given = on_host(data, 1.0, saturating_cast(data, name), format=name)
-    jax.tree.map(np.testing.assert_array_equal, on_host(data, 1.0, format=name), given)
 
 
 def test_without_a_format_nothing_is_lost_but_infinities():
@@ -97,38 +102,54 @@ def test_without_a_format_nothing_is_lost_but_infinities():
 def test_blocks_count_every_element_once(size, monkeypatch):
     data = tensor("float32", 400)[:size].reshape(-1, 1)
     whole = on_host(data, 2.0, format="e4m3")
+    monkeypatch.setattr(module, "ROW", 10)
     monkeypatch.setattr(module, "BLOCK", 100)
     blocks = on_host(data, 2.0, format="e4m3")
-    assert whole["counts"].sum() == blocks["counts"].sum() == size
-    for name, wanted in whole.items():
-        np.testing.assert_allclose(blocks[name], wanted, rtol=1e-6, err_msg=name)
+    assert whole["counts"].sum() == blocks["counts"].sum() == whole["size"] == size
+    check_close(blocks, whole)
 
 
-def test_merging_is_counting_together():
+@pytest.mark.parametrize("block", [20, 100, 1 << 18])
+def test_tensors_measured_together_are_measured_apart(block, monkeypatch):
+    monkeypatch.setattr(module, "ROW", 10)
+    monkeypatch.setattr(module, "BLOCK", block)
+    sizes, formats = (0, 1, 73, 120, 10), ("e4m3", "", "e2m1", "int8", "e5m2")
+    tensors = [tensor("float16", n)[:n] * np.float16(2.0**k) for k, n in enumerate(sizes)]
+    rounded = [saturating_cast(x, f) if f else x for x, f in zip(tensors, formats, strict=True)]
+    rows = zip("abcde", tensors, rounded, range(-2, 3), formats, strict=True)
+    taps = [Tap(name, jnp.asarray(x), jnp.asarray(q), *rest) for name, x, q, *rest in rows]
+    pool = measure(taps)
+    for tap in taps:
+        alone = on_host(np.asarray(tap.data), 2.0**tap.exponent, format=tap.format)
+        check_close(statistics([pool], tap.name), alone)
+
+
+def test_what_has_one_name_is_counted_together():
     first, second = tensor("float32", 1000), tensor("float32", 2000) * np.float32(2.0**-30)
     together = on_host(np.concatenate([first, second]), 4.0, format="fp16")
-    parts = [statistics(part, 4.0, format="fp16") for part in (first, second)]
-    merged = jax.device_get(add(*parts))
-    stacked = jax.device_get(merge(jax.tree.map(lambda *a: jnp.stack(a), *parts)))
-    for name, wanted in together.items():
-        np.testing.assert_allclose(merged[name], wanted, rtol=1e-6, err_msg=name)
-        np.testing.assert_array_equal(merged[name], stacked[name])
+    taps = [Tap("x", x, saturating_cast(x, "fp16"), 2, "fp16") for x in (first, second)]
+    check_close(statistics([measure(taps)], "x"), together)
+    check_close(statistics([measure(taps[:1]), measure(taps[1:])], "x"), together)
 
 
-def test_merging_scales_far_apart_keeps_the_larger():
-    parts = [statistics(jnp.ones(8), jnp.float32(scale)) for scale in (2.0**-60, 2.0**60)]
-    figures = summarise(jax.device_get(add(*parts)))
+def test_scales_far_apart_are_counted_together():
+    ones = jnp.ones(8)
+    stats = statistics([measure([Tap("x", ones, ones, k) for k in (-60, 60)])], "x")
+    assert stats["counts"][[bins.FIRST + k - bins.LOWEST for k in (-60, 60)]].tolist() == [8, 8]
+    figures = summarise(stats)
     assert figures["rms"] == pytest.approx(2.0**60 / np.sqrt(2))
     assert (figures["amax"], figures["scale"]) == (2.0**60, 2.0**60)
 
 
+def test_a_name_that_nothing_has():
+    with pytest.raises(KeyError, match="y"):
+        statistics([measure([Tap("x", jnp.ones(2), jnp.ones(2))])], "y")
+
+
 def test_it_can_be_scanned_over_layers():
     layers = jnp.asarray(tensor("float32", 4988).reshape(10, 500))
-    _, stacked = jax.lax.scan(lambda _, x: (None, statistics(x, 1.0)), None, layers)
-    merged = merge(stacked)
-    whole = statistics(layers, 1.0)
-    for name in whole:
-        np.testing.assert_allclose(merged[name], whole[name], rtol=1e-6, err_msg=name)
+    _, pool = jax.lax.scan(lambda _, x: (None, measure([Tap("x", x, x, 1)])), None, layers)
+    check_close(statistics([pool], "x"), on_host(layers, 2.0))
 
 
 def test_figures():

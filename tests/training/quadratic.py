@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scalify_cli.numerics.statistics import statistics
+from scalify_cli.core import tap
+from scalify_cli.numerics.observe import observe
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.loop import begin, train
 from scalify_cli.training.trainer import Trainer
@@ -60,9 +61,9 @@ def update(state, batch):
 
 
 @jax.jit
-def observe(weights, batch):
-    tensors = {"input": batch, "weights": weights}
-    return {name: statistics(x, 1.0, format="fp16") for name, x in tensors.items()}
+@observe
+def observed(batch, weights):
+    return [tap(x, name) for name, x in {"input": batch, "weights": weights}.items()]
 
 
 class Quadratic:
@@ -79,7 +80,7 @@ class Quadratic:
         return jax.jit(loss)(state["weights"], batch)
 
     def observe(self, state, batch):
-        return jax.device_get(observe(state["weights"], jnp.asarray(batch, jnp.float32)))
+        return dict(observed(jnp.asarray(batch, jnp.float32), state["weights"])[1])
 
 
 def records(folder: Path, trainer=TRAINER, step=None, data=None, **options):
