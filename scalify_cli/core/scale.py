@@ -18,6 +18,7 @@ from jax.extend import core as jex
 from jax.interpreters import mlir
 
 _BIAS, _MANTISSA_BITS = 127, 23
+_MOST_PARTS, _FEW = 24, 3
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
 
 
@@ -150,17 +151,26 @@ ONE = Scale()
 
 def maximum(scales: Sequence[Scale]) -> Scale:
     """The largest of some scales; known maxima and differences are folded while tracing."""
-    result = scales[0]
-    for scale in scales[1:]:
-        result = _larger(result, scale)
-    return result
+    largest: list[Scale] = []
+    for scale in (part for x in scales for part in _parts(x)):
+        ratios = [(scale / other, i) for i, other in enumerate(largest)]
+        known = [(ratio.constant, i) for ratio, i in ratios if ratio.static]
+        if not known:
+            largest.append(scale)
+        elif known[0][0] > 0:
+            largest[known[0][1]] = scale
+    if len(largest) == 1:
+        return largest[0]
+    return next(x for x in largest if x.terms)._derived("maximum", *largest)
 
 
-def _larger(x: Scale, y: Scale) -> Scale:
-    ratio = x / y
-    if ratio.static:
-        return x if ratio.constant >= 0 else y
-    return (x if x.terms else y)._derived("maximum", x, y)
+def _parts(scale: Scale) -> list[Scale]:
+    """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
+    for atom, n in scale.terms:
+        if n == 1 and atom.rule == "maximum" and len(atom.operands) <= _MOST_PARTS:
+            rest = scale / Scale(0, ((atom, 1),))
+            return [operand * rest for operand in atom.operands]
+    return [scale]
 
 
 def select(which: Any, first: Scale, second: Scale) -> Scale:
@@ -177,85 +187,117 @@ class Request(NamedTuple):
     dtype: Any
 
 
-def compute(requests: Sequence[Request], given: dict[Atom, Any]) -> list[Any]:
-    """The scalars asked for, all in a few operations on vectors.
+class Exponents:
+    """The int32 exponents of the atoms of a program, in one vector that grows as they are known."""
 
-    Args:
-        given: the int32 exponent of each atom that came from outside.
-    """
-    place = {atom: i for i, atom in enumerate(given)}
-    known = jnp.stack([jnp.asarray(x, jnp.int32) for x in given.values()])
-    for atoms in _levels(request.scale for request in requests):
-        place |= {atom: known.size + i for i, atom in enumerate(atoms)}
-        known = lax.concatenate([known, _apply_rules(atoms, known, place)], 0)
-    results: list[Any] = [None] * len(requests)
-    for dtype, convert in ((jnp.int32, lambda e: e), (jnp.float32, exp2)):
-        chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
-        if chosen:
-            vector = convert(_sums([requests[i].scale for i in chosen], known, place))
-            for k, i in enumerate(chosen):
-                results[i] = lax.squeeze(lax.slice(vector, (k,), (k + 1,)), (0,))
-    return results
+    def __init__(self):
+        self.given: dict[Atom, Any] = {}
+        self.place: dict[Atom, int] = {}
+        self.vector: Any = np.zeros(0, np.int32)
+
+    def compute(self, requests: Sequence[Request]) -> list[Any]:
+        """The scalars asked for: a few alone, many in a few operations on vectors."""
+        levels = self._levels(request.scale for request in requests)
+        if not levels and len(requests) <= _FEW:
+            return [self._alone(request) for request in requests]
+        self._append([atom for atom in self.given if atom not in self.place], self.given.get)
+        for atoms in levels:
+            self._append(atoms, None)
+        results: list[Any] = [None] * len(requests)
+        for dtype, convert in ((jnp.int32, lambda e: e), (jnp.float32, _exp2_once)):
+            chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
+            if chosen:
+                vector = convert(self._sums([requests[i].scale for i in chosen]))
+                for k, i in enumerate(chosen):
+                    results[i] = _element(vector, k)
+        return results
+
+    def _append(self, atoms: Sequence[Atom], value: Any) -> None:
+        if not atoms:
+            return
+        new = jnp.stack([jnp.int32(value(x)) for x in atoms]) if value else self._derived(atoms)
+        self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
+        self.vector = lax.concatenate([self.vector, new], 0) if self.vector.size else new
+
+    def _alone(self, request: Request) -> Any:
+        exponent: Any = np.int32(request.scale.constant)
+        for atom, n in request.scale.terms:
+            one = (
+                self.given[atom] if atom in self.given else _element(self.vector, self.place[atom])
+            )
+            exponent = exponent + one * np.int32(n)
+        return exponent if request.dtype == jnp.int32 else exp2(exponent)
+
+    def _levels(self, scales: Iterable[Scale]) -> list[list[Atom]]:
+        """The derived atoms still to be computed, each level from those before it."""
+        found: dict[Atom, None] = {}
+        waiting = [atom for scale in scales for atom, _ in scale.terms]
+        while waiting:
+            atom = waiting.pop()
+            if atom.depth and atom not in found and atom not in self.place:
+                found[atom] = None
+                waiting += [below for scale in atom.operands for below, _ in scale.terms]
+        order = sorted({(atom.depth, atom.rule) for atom in found})
+        return [[a for a in found if (a.depth, a.rule) == level] for level in order]
+
+    def _derived(self, atoms: Sequence[Atom]) -> Any:
+        """The exponents of derived atoms that share a rule."""
+        count = max(len(atom.operands) for atom in atoms)
+        padded = [
+            atom.operands + atom.operands[:1] * (count - len(atom.operands)) for atom in atoms
+        ]
+        columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
+        sums = lax.slice(self._sums(columns), (0,), (len(columns),))
+        return RULES[atoms[0].rule](sums.reshape(count, -1))
+
+    def _sums(self, scales: Sequence[Scale]) -> Any:
+        """The exponents of some scales: one product of a vector and a constant matrix.
+
+        At least two columns, because XLA computes narrower products anew wherever they are read.
+        """
+        matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
+        for column, scale in enumerate(scales):
+            for atom, n in scale.terms:
+                matrix[self.place[atom], column] = n
+        constants = [scale.constant for scale in scales] + [0] * (matrix.shape[1] - len(scales))
+        return self.vector @ matrix + np.array(constants, np.int32)
 
 
-def _levels(scales: Iterable[Scale]) -> list[list[Atom]]:
-    """The derived atoms that some scales are made of, each level from those before it."""
-    found: dict[Atom, None] = {}
-    waiting = [atom for scale in scales for atom, _ in scale.terms]
-    while waiting:
-        atom = waiting.pop()
-        if atom.depth and atom not in found:
-            found[atom] = None
-            waiting += [below for scale in atom.operands for below, _ in scale.terms]
-    order = sorted({(atom.depth, atom.rule) for atom in found})
-    return [[a for a in found if (a.depth, a.rule) == level] for level in order]
-
-
-def _apply_rules(atoms: Sequence[Atom], known: Any, place: dict[Atom, int]) -> Any:
-    """The exponents of derived atoms that share a rule."""
-    columns = zip(*(atom.operands for atom in atoms), strict=True)
-    return RULES[atoms[0].rule](*(_sums(scales, known, place) for scales in columns))
+def _element(vector: Any, i: int) -> Any:
+    return lax.squeeze(lax.slice(vector, (i,), (i + 1,)), (0,))
 
 
 RULES = {
-    "maximum": lax.max,
-    "select": lambda which, *cases: jnp.where(which == 0, *cases),
-    "clamp": lambda e: lax.clamp(np.int32(MIN_EXPONENT), e, np.int32(MAX_EXPONENT)),
-    "root 2": lambda e: lax.shift_right_arithmetic(e, np.int32(1)),
-    "root 3": lambda e: jnp.floor_divide(e, np.int32(3)),
+    "maximum": lambda e: jnp.max(e, 0),
+    "select": lambda e: jnp.where(e[0] == 0, e[1], e[2]),
+    "clamp": lambda e: lax.clamp(np.int32(MIN_EXPONENT), e[0], np.int32(MAX_EXPONENT)),
+    "root 2": lambda e: lax.shift_right_arithmetic(e[0], np.int32(1)),
+    "root 3": lambda e: jnp.floor_divide(e[0], np.int32(3)),
 }
-"""What a derived atom is, on vectors of exponents."""
+"""What a derived atom is, from its operands' exponents: one row an operand, one column an atom."""
 
 
-def _sums(scales: Sequence[Scale], known: Any, place: dict[Atom, int]) -> Any:
-    """The exponents of some scales: one product of a vector and a constant matrix.
-
-    At least two columns, because XLA computes narrower products anew wherever they are read.
-    """
-    matrix = np.zeros((known.size, max(len(scales), 2)), np.int32)
-    for column, scale in enumerate(scales):
-        for atom, n in scale.terms:
-            matrix[place[atom], column] = n
-    constants = [scale.constant for scale in scales] + [0] * (matrix.shape[1] - len(scales))
-    return known @ matrix + np.array(constants, np.int32)
-
-
-def _alone(*values: Any, scale: Scale, given: tuple[Atom, ...], dtype: Any) -> Any:
-    return compute([Request(scale, dtype)], dict(zip(given, values, strict=True)))[0]
+def _computed(*values: Any, scale: Scale, given: tuple[Atom, ...], dtype: Any) -> Any:
+    exponents = Exponents()
+    exponents.given |= zip(given, values, strict=True)
+    return exponents.compute([Request(scale, dtype)])[0]
 
 
 exponent_p = jex.Primitive("exponent")
 """A scale asked for; ``settled`` computes many of them together."""
-exponent_p.def_impl(_alone)
+exponent_p.def_impl(_computed)
 exponent_p.def_abstract_eval(lambda *_, dtype, **__: ShapedArray((), dtype))
-mlir.register_lowering(exponent_p, mlir.lower_fun(_alone, multiple_results=False))
+mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
 
 
 def exp2(exponent: Any) -> Any:
-    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers.
+    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers."""
+    code = lax.clamp(np.int32(0), exponent + np.int32(_BIAS), np.int32(MAX_EXPONENT + _BIAS))
+    return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
 
-    The division keeps XLA from computing it anew in every loop that reads it.
-    """
+
+def _exp2_once(exponent: Any) -> Any:
+    """``exp2`` with a division, which keeps XLA from repeating it in every loop that reads it."""
     code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, np.int32(2 * _BIAS + 1))
     inverse = lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
     return lax.div(np.float32(2), inverse)

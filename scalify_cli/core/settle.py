@@ -8,7 +8,7 @@ import jax
 from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind, live_equations, named
-from scalify_cli.core.scale import Atom, Request, compute, exponent_p
+from scalify_cli.core.scale import Exponents, Request, exponent_p
 
 
 def settled(f: Callable) -> Callable:
@@ -33,6 +33,7 @@ class _Evaluation:
         self.jaxpr = closed.jaxpr
         self.equations = live_equations(closed.jaxpr)
         self.waiting = [e for e in self.equations if e.primitive is exponent_p]
+        self.exponents = Exponents()
         self.values: dict[Any, Any] = {}
         self.write(closed.jaxpr.constvars, closed.consts)
         self.write(closed.jaxpr.invars, arguments)
@@ -60,8 +61,9 @@ class _Evaluation:
         """All the scales that can be computed by now."""
         ready = [e for e in self.waiting if all(map(self.known, e.invars))]
         self.waiting = [e for e in self.waiting if e not in ready]
-        given: dict[Atom, Any] = {}
         for equation in ready:
-            given |= zip(equation.params["given"], self.read(equation.invars), strict=True)
+            self.exponents.given |= zip(
+                equation.params["given"], self.read(equation.invars), strict=True
+            )
         requests = [Request(e.params["scale"], e.params["dtype"]) for e in ready]
-        self.write([e.outvars[0] for e in ready], compute(requests, given))
+        self.write([e.outvars[0] for e in ready], self.exponents.compute(requests))
