@@ -156,17 +156,18 @@ def true_values(x: Any) -> Any:
 
 
 def promote(x: Any) -> Scaled:
-    """Any float value as ``Scaled``; an FP16 scalar gives its exponent to the scale."""
+    """Any float value as ``Scaled``. A scalar gives its exponent to the scale; arrays get 1."""
     if isinstance(x, Scaled):
         return unstack(x)
     if isinstance(x, Uniform):
         mantissa, scale = x.split()
         return Scaled(jnp.full(x.shape, mantissa, x.dtype), scale)
-    if np.size(x) != 1 or x.dtype != jnp.float16:
+    if np.size(x) != 1:
         return Scaled(x, ONE)
-    wide = jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32)
-    exponent = log2_floor(wide.reshape(()))
-    data = (x.astype(jnp.float32) * exp2(-exponent)).astype(x.dtype)
+    wide = x.astype(wide_dtype(x.dtype))
+    finite = jnp.where(jnp.isfinite(wide), wide, 0).astype(jnp.float32)
+    exponent = jnp.minimum(log2_floor(finite.reshape(())), -MIN_EXPONENT)
+    data = (wide * exp2(-exponent).astype(wide.dtype)).astype(x.dtype)
     return Scaled(data, Scale.unknown(exponent))
 
 

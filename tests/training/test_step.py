@@ -231,3 +231,15 @@ def test_a_float16_state_without_scales_loses_small_moments():
     )
     moments = [x for path, x in arrays(state.optimizer) if "nu" in jax.tree_util.keystr(path)]
     assert float(jnp.min(moments[0].data)) > 0
+
+
+def test_a_small_learning_rate_does_not_lift_the_scales_of_weights():
+    slow = Step(MODEL, load_precision("fp8", "scalify"), AdamW(learning_rate=1e-5), STEPS)
+    state = slow.init(jax.random.key(0))
+    first = [float(x.scale) for _, x in arrays(state.parameters)]
+    for _ in range(3):
+        state, _ = slow.update(state, BATCH)
+    last = [float(x.scale) for _, x in arrays(state.parameters)]
+    assert all(
+        0.25 <= now / then <= 4 for now, then in zip(last, first, strict=True) if then > 1e-9
+    )
