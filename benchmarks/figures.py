@@ -28,7 +28,9 @@ def curves(runs: Path, model: str) -> dict:
     for config in sorted(runs.glob("*/config.yaml")):
         settings = yaml.safe_load(config.read_text())
         name = (settings["precision"]["name"], settings["scaling"]["_target_"].split(".")[-1])
-        if settings["seed"] == 0 and settings["model"]["width"] == WIDTHS[model]:
+        rounding = settings["precision"]["weight_rounding"]
+        chosen = settings["seed"] == 0 and rounding == "nearest"
+        if chosen and settings["model"]["width"] == WIDTHS[model]:
             found[name] = config.with_name("metrics.jsonl")
     return found
 
