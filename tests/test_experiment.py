@@ -140,7 +140,7 @@ def test_wandb_reads_the_offline_run(whole):
 def test_a_run_killed_at_any_step_gives_the_same_losses(whole, tmp_path):
     runs_dir = tmp_path / "runs"
     generator = random.Random(os.getpid())
-    kills = sorted(generator.sample(range(1, STEPS), 3))
+    kills = sorted(generator.sample(range(1, STEPS), 5))
     for step in kills:
         assert interrupt(start(runs_dir), step, signal.SIGKILL) == -signal.SIGKILL
     code, _, err = finish(start(runs_dir))
