@@ -167,3 +167,15 @@ def scan_again(
         unroll=params["unroll"],
     )
     return [*carry, *stacked], extra
+
+
+def switch_again(
+    equation: jex.JaxprEqn, operands: Sequence[Any], branches: Sequence[Callable]
+) -> Any:
+    """What a ``cond`` equation returns with other functions as its branches."""
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(operands[0], branches, *operands[1:])
+    pairs = zip(platforms, branches, strict=True)
+    per_platform = {name: f for names, f in pairs for name in names or ("default",)}
+    return lax.platform_dependent(*operands[1:], **per_platform)

@@ -25,11 +25,14 @@ MIN_EXPONENT, MAX_EXPONENT = -126, 127
 class Atom:
     """One int32 exponent unknown while tracing: given as a scalar, or by a rule from scales.
 
-    ``memo`` holds what has been asked of it so far.
+    ``memo`` holds what has been asked of it so far. ``any``: it may be far below every other, as
+    that of data which is all infinite.
     """
 
-    def __init__(self, value: Any = None, rule: str = "", operands: Sequence["Scale"] = ()):
-        self.value = value
+    def __init__(
+        self, value: Any = None, rule: str = "", operands: Sequence["Scale"] = (), any: bool = False
+    ):
+        self.value, self.any = value, any
         self.rule, self.operands = rule, tuple(operands)
         self.memo: dict = {}
         below = [atom for scale in operands for atom, _ in scale.terms]
@@ -53,9 +56,9 @@ class Scale:
         self.terms = terms
 
     @staticmethod
-    def unknown(exponent: Any) -> "Scale":
+    def unknown(exponent: Any, any: bool = False) -> "Scale":
         """The scale 2**exponent for an int32 scalar that is known only at run time."""
-        return Scale(0, ((Atom(exponent), 1),))
+        return Scale(0, ((Atom(exponent, any=any), 1),))
 
     @property
     def static(self) -> bool:
@@ -67,6 +70,11 @@ class Scale:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+    @property
+    def low(self) -> int:
+        """The least code of its factor: 1 where infinite data may meet it (0 would make NaN)."""
+        return int(any(atom.any for atom, _ in self.terms))
 
     @property
     def is_given(self) -> bool:
@@ -204,10 +212,11 @@ class Exponents:
         for atoms in levels:
             self._append(atoms, None)
         results: list[Any] = [None] * len(requests)
-        for dtype, convert in ((jnp.int32, lambda e: e), (jnp.float32, _exp2_once)):
+        for dtype, convert in ((jnp.int32, lambda e, _: e), (jnp.float32, _exp2_once)):
             chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
             if chosen:
-                vector = convert(self._sums([requests[i].scale for i in chosen]))
+                scales = [requests[i].scale for i in chosen]
+                vector = convert(self._sums(scales), [scale.low for scale in scales])
                 for k, i in enumerate(chosen):
                     results[i] = _element(vector, k)
         return results
@@ -226,7 +235,7 @@ class Exponents:
                 self.given[atom] if atom in self.given else _element(self.vector, self.place[atom])
             )
             exponent = exponent + one * np.int32(n)
-        return exponent if request.dtype == jnp.int32 else exp2(exponent)
+        return exponent if request.dtype == jnp.int32 else exp2(exponent, request.scale.low)
 
     def _levels(self, scales: Iterable[Scale]) -> list[list[Atom]]:
         """The derived atoms still to be computed, each level from those before it."""
@@ -290,15 +299,20 @@ exponent_p.def_abstract_eval(lambda *_, dtype, **__: ShapedArray((), dtype))
 mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
 
 
-def exp2(exponent: Any) -> Any:
-    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers."""
-    code = lax.clamp(np.int32(0), exponent + np.int32(_BIAS), np.int32(MAX_EXPONENT + _BIAS))
+def exp2(exponent: Any, low: int = 0) -> Any:
+    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers.
+
+    With ``low=1`` the smallest normal number there.
+    """
+    code = lax.clamp(np.int32(low), exponent + np.int32(_BIAS), np.int32(MAX_EXPONENT + _BIAS))
     return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
 
 
-def _exp2_once(exponent: Any) -> Any:
+def _exp2_once(exponent: Any, low: Sequence[int]) -> Any:
     """``exp2`` with a division, which keeps XLA from repeating it in every loop that reads it."""
-    code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, np.int32(2 * _BIAS + 1))
+    high = np.full(exponent.shape, 2 * _BIAS + 1, np.int32)
+    high[: len(low)] -= np.array(low, np.int32)
+    code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, high)
     inverse = lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
     return lax.div(np.float32(2), inverse)
 

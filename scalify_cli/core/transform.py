@@ -97,13 +97,10 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
     primitive = equation.primitive
     scaled = any(isinstance(x, Scaled) for x in operands)
     uniform = [x for x in operands if isinstance(x, Uniform)]
-    if primitive in CALLS and (scaled or uniform):
-        return CALLS[primitive](equation, *operands, run=inner)
-    if scaled and primitive in LOOPS:
-        return LOOPS[primitive](equation, *operands, run=inner)
+    if primitive.name in CALLS and (scaled or uniform):
+        return CALLS[primitive.name](equation, *operands, run=inner)
     if scaled:
-        rule = rules.get(primitive) or getattr(primitive, "scale_rule", fallback)
-        return rule(equation, *map(unstacked, operands))
+        return _as_loose_as(operands, _scaled(equation, operands, rules, inner))
     if uniform and len(uniform) == len(operands):
         return _uniform(equation, uniform)
     if uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval):
@@ -112,6 +109,21 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
         with jax.ensure_compile_time_eval():
             return [constant(bind(equation, operands)[0])]
     return bind(equation, [plain(x) for x in operands])
+
+
+def _scaled(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:
+    primitive = equation.primitive
+    if primitive.name in LOOPS:
+        return LOOPS[primitive.name](equation, *operands, run=inner)
+    rule = rules.get(primitive) or getattr(primitive, "scale_rule", fallback)
+    return rule(equation, *map(unstacked, operands))
+
+
+def _as_loose_as(operands: list[Any], outputs: Sequence[Any]) -> Sequence[Any]:
+    """What is made of plain arrays only stays so."""
+    if not all(x.loose for x in operands if isinstance(x, Scaled)):
+        return outputs
+    return [replace(x, loose=True) if isinstance(x, Scaled) else x for x in outputs]
 
 
 def _known_number(x: Any) -> bool:

@@ -17,9 +17,11 @@ from jax import lax
 from jax.core import Tracer
 
 from scalify_cli.core.scale import (
+    MAX_EXPONENT,
     MIN_EXPONENT,
     ONE,
     Scale,
+    clip,
     exp2,
     exponent_of_power,
     log2_floor,
@@ -115,15 +117,18 @@ def leave(x: Any) -> Any:
         return x.array()
     if not isinstance(x, Scaled):
         return x
-    return plain(x) if x.loose else _within_float32(unstack(x))
+    if x.loose:
+        return plain(x)
+    x = unstack(x)
+    x = x if x.scale is not None and x.scale.is_given else bounded(x)
+    return ScaledArray.tree_unflatten(None, (x.data, jnp.float32(x.scale.factor())))
 
 
-def _within_float32(x: Scaled) -> ScaledArray:
-    """What lies beyond float32's exponents goes back into the data."""
+def bounded(x: Scaled) -> Any:
+    """x at a scale that float32 holds: what lies beyond goes back into the data."""
     scale = Scale(MIN_EXPONENT) if x.scale is None else x.scale
-    held = scale if scale.is_given else scale.clamped()
-    data = x.data if held == scale else times(x.data, scale / held)
-    return ScaledArray.tree_unflatten(None, (data, jnp.float32(held.factor())))
+    held = scale.clamped()
+    return Scaled(x.data if held == scale else times(x.data, scale / held), held)
 
 
 def exponent_of(x: Scaled) -> Any:
@@ -205,7 +210,7 @@ def unstack(x: Scaled) -> Scaled:
     """One scale for a loop's stacked outputs: the largest."""
     if x.stacked is None:
         return x
-    largest = jnp.max(x.stacked)
-    factors = lax.broadcast_in_dim(exp2(x.stacked - largest), x.shape, (0,))
+    largest = clip(jnp.max(x.stacked, initial=MIN_EXPONENT), MIN_EXPONENT, MAX_EXPONENT)
+    factors = lax.broadcast_in_dim(exp2(x.stacked - largest, low=1), x.shape, (0,))
     data = lax.mul(x.data.astype(jnp.float32), factors).astype(x.dtype)
     return Scaled(data, Scale.unknown(largest))

@@ -1,4 +1,6 @@
-"""``with_precision(f, policy)``: f with its matmuls rounded, its code untouched.
+"""``with_precision(f, policy)``: f with its matmuls and convolutions rounded.
+
+Its code is untouched; they are found in calls, loops and branches too.
 
 Innermost of the transforms: applied to the loss before it is differentiated, so that the rounding
 of cotangents is part of the backward pass.
@@ -6,21 +8,31 @@ of cotangents is part of the backward pass.
 
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import is_float, is_scaled, rescale_cotangent
-from scalify_cli.core.interpreter import bind, evaluate, scan_again, scope_of, trace_call
+from scalify_cli.core.interpreter import (
+    bind,
+    evaluate,
+    scan_again,
+    scope_of,
+    switch_again,
+    trace_call,
+)
+from scalify_cli.precision.convolution import rounded_convolution
 from scalify_cli.precision.matmul import Rounding, rounded_dot
 from scalify_cli.precision.norms import norm_inputs
 from scalify_cli.precision.recipe import Policy
 
 
 def with_precision(f: Callable, policy: Policy) -> Callable:
-    """f computed in the policy's compute dtype with its matmuls' operands rounded.
+    """f computed in the policy's compute dtype, operands of matmuls and convolutions rounded.
 
     Args:
         f: any JAX function; floats in its arguments are cast to the compute dtype.
@@ -70,17 +82,63 @@ class _Transform:
         return method(self, equation, operands) if method else bind(equation, operands)
 
     def dot(self, equation, operands):
-        precision, scope = self.policy.precision, self.within(equation)
-        floats = all(is_float(x) for x in operands)
-        if not (floats and precision.rounds_matmuls) or _matches(scope, precision.exclude):
+        rounding = self.rounding(equation, operands)
+        if rounding is None:
             return bind(equation, operands)
-        rounding = Rounding(self.policy.forward, self.policy.backward, scope or "matmul")
         output: Any = rounded_dot(*operands, equation.params["dimension_numbers"], rounding)
         return [output.astype(equation.outvars[0].aval.dtype)]
 
+    def convolution(self, equation, operands):
+        rounding = self.rounding(equation, operands, "convolution")
+        if rounding is None:
+            return bind(equation, operands)
+        return [rounded_convolution(equation, operands, rounding)]
+
+    def rounding(self, equation, operands, name="matmul") -> Rounding | None:
+        """How an equation's operands are rounded; None where they are not."""
+        precision, scope = self.policy.precision, self.within(equation)
+        floats = all(is_float(x) for x in operands)
+        if not (floats and precision.rounds_matmuls) or _matches(scope, precision.exclude):
+            return None
+        return Rounding(self.policy.forward, self.policy.backward, scope or name)
+
+    def body(self, equation, closed: jex.ClosedJaxpr) -> Callable[..., list[Any]]:
+        """A jaxpr that the equation calls, as a function of its arguments."""
+        inner = _Transform(self.policy, self.within(equation))
+        return lambda *arguments: inner.run(closed, arguments, called=True)
+
     def call(self, equation, operands):
-        inner = equation.params["jaxpr"]
-        return _Transform(self.policy, self.within(equation)).run(inner, operands, called=True)
+        return self.body(equation, equation.params["jaxpr"])(*operands)
+
+    def cond(self, equation, operands):
+        branches = [self.body(equation, closed) for closed in equation.params["branches"]]
+        return switch_again(equation, operands, branches)
+
+    def while_loop(self, equation, operands):
+        params = equation.params
+        first = params["cond_nconsts"]
+        last = first + params["body_nconsts"]
+        holds = self.body(equation, params["cond_jaxpr"])
+        body = self.body(equation, params["body_jaxpr"])
+        return lax.while_loop(
+            lambda carry: holds(*operands[:first], *carry)[0],
+            lambda carry: body(*operands[first:last], *carry),
+            list(operands[last:]),
+        )
+
+    def custom_derivative(self, equation, operands):
+        """The function and what its derivative saves are rounded; its derivative is its own."""
+        if not _multiplies(equation.params["call_jaxpr"].jaxpr):
+            return bind(equation, operands)
+        own = lambda *xs: bind(equation, xs)  # noqa: E731
+        again = jax.custom_vjp(self.body(equation, equation.params["call_jaxpr"]))
+
+        def forward(*xs):
+            closed, shape = jax.make_jaxpr(partial(jax.vjp, own), return_shape=True)(*xs)
+            return jax.tree.unflatten(jax.tree.structure(shape), self.body(equation, closed)(*xs))
+
+        again.defvjp(forward, lambda pull, cotangent: pull(cotangent))
+        return again(*operands)
 
     def scan(self, equation, operands):
         inner = _Transform(self.policy, self.within(equation))
@@ -102,13 +160,24 @@ class _Transform:
         return "/".join(part for part in parts if part and "->" not in part)  # einsum's own name
 
 
+def _multiplies(jaxpr: jex.Jaxpr) -> bool:
+    inner = (x for e in jaxpr.eqns for x in jex.jaxprs_in_params(e.params))
+    return any(e.primitive in _MULTIPLY for e in jaxpr.eqns) or any(map(_multiplies, inner))
+
+
 def _matches(scope: str, excluded: Sequence[str]) -> bool:
     return any(name in scope.split("/") for name in excluded)
 
 
+_MULTIPLY = {p.dot_general_p, p.conv_general_dilated_p}
 _METHODS = {
     p.dot_general_p: _Transform.dot,
+    p.conv_general_dilated_p: _Transform.convolution,
     p.jit_p: _Transform.call,
     p.scan_p: _Transform.scan,
     p.remat_p: _Transform.remat,
+    p.cond_p: _Transform.cond,
+    p.while_p: _Transform.while_loop,
+    p.custom_jvp_call_p: _Transform.custom_derivative,
+    p.custom_vjp_call_p: _Transform.custom_derivative,
 }

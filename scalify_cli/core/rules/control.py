@@ -1,11 +1,12 @@
-"""Scale rules of higher-order primitives: calls are inlined, loops carry one scale a float carry.
+"""Scale rules of higher-order primitives: their bodies are evaluated again under the scale rules.
 
-A loop's stacked outputs may have another scale in each iteration. They keep one exponent an
+Calls are inlined. A loop carries one exponent beside each float, and branches agree on what they
+return. A loop's stacked outputs may have another scale in each iteration: they keep one exponent an
 iteration as long as only another loop reads them (the backward pass of a scan over layers does), so
 saved activations are not rewritten between the two.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,78 +14,146 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
+from jax.sharding import PartitionSpec, Sharding
 
-from scalify_cli.core.interpreter import CALLED_JAXPR
-from scalify_cli.core.scale import Scale
-from scalify_cli.core.scaled_array import is_float
-from scalify_cli.core.settle import settled
-from scalify_cli.core.values import (
-    Scaled,
-    Uniform,
-    exponent_of,
-    plain,
-    promote,
-    unstack,
+from scalify_cli.core.interpreter import CALLED_JAXPR, switch_again
+from scalify_cli.core.rules.boundary import (
+    Carry,
+    Form,
+    Row,
+    advanced,
+    common_form,
+    joined,
+    renewed,
+    split,
+    unstacked,
 )
+from scalify_cli.core.scale import Scale
+from scalify_cli.core.settle import settled
+from scalify_cli.core.values import Scaled, bounded, plain, promote, times
 
 
-def call(name):
-    """A call is its body, evaluated in place."""
+def call(name: str) -> Callable:
+    """A call is its body, evaluated in place; the shardings that it asks for are kept."""
 
     def rule(equation, *operands, run):
-        return run(equation.params[name], operands)
+        params = equation.params
+        inputs = map(_constrained, operands, params.get("in_shardings", operands))
+        outputs = run(params[name], list(inputs))
+        return list(map(_constrained, outputs, params.get("out_shardings", outputs)))
 
     return rule
+
+
+def _constrained(x: Any, sharding: Any) -> Any:
+    if not isinstance(sharding, Sharding):
+        return x
+    if isinstance(x, Scaled):
+        return promote(x).with_data(lax.with_sharding_constraint(promote(x).data, sharding))
+    return lax.with_sharding_constraint(plain(x), sharding)
 
 
 def scan(equation, *operands, run):
     """Every float carry is promoted: data and an exponent go round the loop."""
     params = equation.params
-    count = params["num_carry"]
-    first, last = params["num_consts"], params["num_consts"] + count
-    consts = [_Input(unstacked(x)) for x in operands[:first]]
-    init = [_carried(x) for x in operands[first:last]]
-    xs = [_Input(x) for x in operands[last:]]
-    stacked: list[_Output] = []
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts = [unstacked(x) for x in operands[:first]]
+    carries = [Carry(x) for x in operands[first:last]]
+    rows = [Row(x) for x in operands[last:]]
+    forms: list[Form] = []
 
     def body(carry, slices):
-        arguments = [x.open(x.arrays) for x in consts]
-        arguments += [_open_carry(arrays) for arrays in carry]
-        arguments += [x.slice(arrays) for x, arrays in zip(xs, slices, strict=True)]
-        outputs = run(params["jaxpr"], arguments)
-        stacked[:] = [_Output(x) for x in outputs[count:]]
-        carry = [_carried(x, like) for x, like in zip(outputs[:count], carry, strict=True)]
-        return carry, [x.arrays for x in stacked]
+        values, parts = joined(carries, carry), joined(rows, slices)
+        outputs = run(params["jaxpr"], [*map(renewed, consts), *values, *parts])
+        stacked = outputs[len(carries) :]
+        forms[:] = map(Form.of, stacked)
+        return advanced(carries, values, outputs), split(forms, stacked)
 
-    carry, ys = lax.scan(
+    carry, stacked = lax.scan(
         settled(body),
-        init,
-        [x.arrays for x in xs],
+        [x.arrays for x in carries],
+        [x.arrays for x in rows],
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    results = [_open_carry(arrays) for arrays in carry]
-    return results + [y.gather(a, params["length"]) for y, a in zip(stacked, ys, strict=True)]
+    outputs = zip(forms, stacked, strict=True)
+    return [
+        *joined(carries, carry),
+        *(form.gather(arrays, params["length"]) for form, arrays in outputs),
+    ]
+
+
+def while_loop(equation, *operands, run):
+    """The carries are a scan's; the condition sees their true sizes."""
+    params = equation.params
+    first = params["cond_nconsts"]
+    last = first + params["body_nconsts"]
+    consts = [unstacked(x) for x in operands[:last]]
+    carries = [Carry(x) for x in operands[last:]]
+
+    def holds(carry):
+        values = [*map(renewed, consts[:first]), *joined(carries, carry)]
+        return run(params["cond_jaxpr"], values)[0]
+
+    def body(carry):
+        values = joined(carries, carry)
+        outputs = run(params["body_jaxpr"], [*map(renewed, consts[first:]), *values])
+        return advanced(carries, values, outputs)
+
+    carry = lax.while_loop(settled(holds), settled(body), [x.arrays for x in carries])
+    return joined(carries, carry)
+
+
+def cond(equation, which, *operands, run):
+    """Each branch is traced anew; where their scales differ, an exponent is returned as well."""
+    values = [unstacked(x) for x in operands]
+    traced = [Body(closed, values, run) for closed in equation.params["branches"]]
+    forms = [common_form(column) for column in zip(*(body.forms for body in traced), strict=True)]
+
+    def branch(body):
+        return settled(lambda *arrays: split(forms, map(_bounded, forms, body(*arrays))))
+
+    arguments = [plain(which), *traced[0].arguments]
+    return joined(forms, switch_again(equation, arguments, [branch(body) for body in traced]))
 
 
 def remat(equation, *operands, run):
     """The body is traced anew under the scale rules, and stays rematerialised."""
-    inputs = [_Input(unstacked(x)) for x in operands]
-    results: list[_Output] = []
+    closed = jex.ClosedJaxpr(equation.params["jaxpr"], ())
+    body = Body(closed, [unstacked(x) for x in operands], run)
+    jaxpr = without_consts(body.traced.jaxpr)
+    params = {**equation.params, "jaxpr": jaxpr}
+    return body.outputs(p.remat_p.bind(*body.traced.consts, *body.arguments, **params))
 
-    def body(arguments):
-        values = [x.open(arrays) for x, arrays in zip(inputs, arguments, strict=True)]
-        outputs = run(jex.ClosedJaxpr(equation.params["jaxpr"], ()), values)
-        results[:] = [_Output(x) for x in outputs]
-        return [x.arrays for x in results]
 
-    arguments = [x.arrays for x in inputs]
-    traced = jax.make_jaxpr(settled(body))(arguments)
-    params = {**equation.params, "jaxpr": without_consts(traced.jaxpr)}
-    flat = p.remat_p.bind(*traced.consts, *jax.tree.leaves(arguments), **params)
-    outputs = jax.tree.unflatten(jax.tree.structure([x.arrays for x in results]), flat)
-    return [x.close(arrays) for x, arrays in zip(results, outputs, strict=True)]
+def shard_map(equation, *operands, run):
+    """Data is sharded as the value was; its exponent is one for all shards."""
+    params = equation.params
+    values = [unstacked(x) for x in operands]
+    inputs = [Form.of(x) for x in values]
+    forms: list[Form] = []
+
+    def body(*arrays):
+        outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), joined(inputs, arrays))
+        outputs = [_on_every_shard(x, params) for x in outputs]
+        forms[:] = map(Form.of, outputs)
+        return list(map(_padded, split(forms, outputs), outputs))
+
+    arrays = split(inputs, values)
+    specs = [
+        (spec, PartitionSpec())[: len(x)]
+        for spec, x in zip(params["in_specs"], arrays, strict=True)
+    ]
+    results = jax.shard_map(
+        settled(body),
+        mesh=params["mesh"],
+        in_specs=tuple(specs),
+        out_specs=[(spec, PartitionSpec()) for spec in params["out_specs"]],
+        axis_names=params["newly_manual_axes"],
+        check_vma=params["check_vma"],
+    )(*arrays)
+    return [form.join(pair[: form.width]) for form, pair in zip(forms, results, strict=True)]
 
 
 def without_consts(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
@@ -92,78 +161,59 @@ def without_consts(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
     return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
 
 
-def unstacked(x: Any) -> Any:
-    """x at one scale, if a loop stacked it."""
-    return unstack(x) if isinstance(x, Scaled) else x
+class Body:
+    """A called jaxpr, traced anew on scaled values: flat arrays in, flat arrays out."""
+
+    def __init__(self, closed: jex.ClosedJaxpr, values: list[Any], run: Callable):
+        inputs = [Form.of(x) for x in values]
+        arguments = split(inputs, values)
+        self.forms: list[Form] = []
+
+        def body(arrays):
+            outputs = run(closed, joined(inputs, arrays))
+            self.forms = list(map(Form.of, outputs))
+            return split(self.forms, outputs)
+
+        self.traced, shape = jax.make_jaxpr(settled(body), return_shape=True)(arguments)
+        self.arguments, self.result = jax.tree.leaves(arguments), jax.tree.structure(shape)
+
+    def outputs(self, arrays: Any) -> list[Any]:
+        """The results as values again."""
+        return joined(self.forms, jax.tree.unflatten(self.result, arrays))
+
+    def __call__(self, *arrays: Any) -> list[Any]:
+        return self.outputs(jex.jaxpr_as_fun(self.traced)(*arrays))
 
 
-def _carried(x: Any, like: tuple | None = None) -> tuple:
-    """A carry as arrays: data and an exponent for floats, in the form of ``like`` if given."""
-    if not is_float(x) if like is None else len(like) == 1:
-        return (plain(x),)
+def _on_every_shard(x: Any, params: Any) -> Any:
+    """x at the largest of the shards' scales, where they may differ."""
+    if Form.of(x).kind != "unknown":
+        return x
     x = promote(x)
-    return x.data, jnp.asarray(exponent_of(x), jnp.int32)
+    exponent = jnp.int32(x.scale.exponent())
+    varying = jax.typeof(exponent).vma if params["check_vma"] else params["newly_manual_axes"]
+    if not varying:
+        return x
+    scale = Scale.unknown(lax.pmax(exponent, tuple(varying)))
+    return Scaled(times(x.data, x.scale / scale), scale)
 
 
-def _open_carry(arrays: tuple) -> Any:
-    return Scaled(arrays[0], Scale.unknown(arrays[1])) if len(arrays) == 2 else arrays[0]
+def _bounded(form: Form, x: Any) -> Any:
+    return bounded(promote(x)) if form.kind == "unknown" else x
 
 
-class _Input:
-    """A value that enters an inner trace: ``arrays`` are passed, the rest is closed over."""
-
-    def __init__(self, value: Any):
-        self.value = value
-        self.arrays: tuple = () if isinstance(value, Uniform) else (value,)
-        self.exponent = None
-        if isinstance(value, Scaled):
-            self.arrays = (value.data,) if value.stacked is None else (value.data, value.stacked)
-            if value.scale is not None and not value.scale.static:
-                self.exponent = value.scale.exponent()
-
-    def slice(self, arrays: tuple) -> Any:
-        """One iteration's part of a value that a loop runs over."""
-        if isinstance(self.value, Uniform):
-            return replace(self.value, shape=self.value.shape[1:])
-        return self.open(arrays)
-
-    def open(self, arrays: tuple) -> Any:
-        """The value again, from arrays that belong to the inner trace."""
-        if not isinstance(self.value, Scaled):
-            return arrays[0] if arrays else self.value
-        if len(arrays) == 2:
-            return Scaled(arrays[0], Scale.unknown(arrays[1]))
-        known = self.value.scale if self.exponent is None else Scale.unknown(self.exponent)
-        return Scaled(arrays[0], known)
+def _padded(arrays: tuple, x: Any) -> tuple:
+    """Two arrays whatever the form: the specs of a result are needed before it is traced."""
+    return (*(arrays or (plain(x),)), jnp.int32(0))[:2]
 
 
-class _Output:
-    """A value that leaves an inner trace: its arrays, and what is static about it."""
-
-    def __init__(self, value: Any):
-        self.uniform = value if isinstance(value, Uniform) else None
-        self.scaled = isinstance(value, Scaled)
-        self.arrays: tuple = () if self.uniform else (value,)
-        if isinstance(value, Scaled):
-            value = unstack(value)
-            self.scale = value.scale
-            unknown = value.scale is not None and not value.scale.static
-            self.arrays = (value.data, exponent_of(value)) if unknown else (value.data,)
-
-    def close(self, arrays: tuple) -> Any:
-        """The value in the outer trace."""
-        if not self.scaled:
-            return self.uniform or arrays[0]
-        return Scaled(arrays[0], Scale.unknown(arrays[1]) if len(arrays) == 2 else self.scale)
-
-    def gather(self, arrays: tuple, length: int) -> Any:
-        """The outputs of all iterations; one exponent an iteration where it was not static."""
-        if self.uniform:
-            return replace(self.uniform, shape=(length, *self.uniform.shape))
-        if len(arrays) == 2:
-            return Scaled(arrays[0], None, stacked=arrays[1])
-        return self.close(arrays)
-
-
-CALLS = {primitive: call(name) for primitive, name in CALLED_JAXPR.items()}
-LOOPS = {p.scan_p: scan, p.remat_p: remat}
+CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
+CALLS["custom_vmap_call"] = call("call")
+LOOPS = {
+    p.scan_p.name: scan,
+    p.while_p.name: while_loop,
+    p.cond_p.name: cond,
+    p.remat_p.name: remat,
+    "shard_map": shard_map,
+}
+"""By name, as some of the primitives are not public."""

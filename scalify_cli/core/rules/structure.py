@@ -106,7 +106,7 @@ RULES |= dict.fromkeys(
     (
         *(p.reshape_p, p.broadcast_in_dim_p, p.transpose_p, p.squeeze_p, p.rev_p, p.slice_p),
         *(p.dynamic_slice_p, p.reduce_max_p, p.reduce_min_p, lax.split_p),
-        *(p.cummax_p, p.cummin_p, p.cumsum_p),
+        *(p.cummax_p, p.cummin_p, p.cumsum_p, p.name_p),
         *(p.reduce_window_max_p, p.reduce_window_min_p, p.reduce_window_sum_p),
     ),
     passes_through,
