@@ -5,7 +5,7 @@ line of code it came from, the rule that gave its scale, and what the scale and 
 far from 1 is data that its scale does not fit.
 """
 
-import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from scalify_cli.core import RULES
 from scalify_cli.core.interpreter import Apply, scope_of, trace_call
-from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.transform import propagate, rule_for
 from scalify_cli.core.values import Scaled
+from scalify_cli.numerics.probe import evaluate_probed, probe
 
 _FOREIGN = tuple(
     f"{folder}{os.sep}"
@@ -112,17 +112,18 @@ def trace(f: Callable, *args: Any, **kwargs: Any) -> Trace:
     leaves, structure = jax.tree.flatten((args, kwargs))
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
     dynamic = [i for i, x in enumerate(leaves) if hasattr(x, "dtype")]
-    recorder = _Recorder(measures=not abstract)
+    recorder = _Recorder()
 
-    def run(arrays: Sequence[Any]) -> None:
+    def run(arrays: Sequence[Any]) -> list[Any]:
         full = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
         inner_args, inner_kwargs = jax.tree.unflatten(structure, full.values())
         program = trace_call(f, inner_args, inner_kwargs)
-        propagate(program, RULES, recorder.watch)
+        return propagate(program, RULES, recorder.watch)
 
-    execute = functools.partial(jax.eval_shape, run) if abstract else jax.jit(run)
-    execute([leaves[i] for i in dynamic])
-    jax.effects_barrier()
+    arrays = [leaves[i] for i in dynamic]
+    closed = jax.make_jaxpr(run)(arrays)
+    if not abstract:
+        evaluate_probed(closed, jax.tree.leaves(arrays))
     return Trace(tuple(recorder.node.rows()))
 
 
@@ -136,11 +137,21 @@ class _Output:
     sizes: list[float] = field(default_factory=list)
     nonfinite: int = 0
 
-    def see(self, exponents: Any, size: Any, nonfinite: Any) -> None:
+    def probed(self, x: Scaled) -> Scaled:
+        """x, with its scale noted if it is known and its values watched."""
+        self.kind, exponents = _scale(x)
+        if self.kind == "static":
+            self.exponents = exponents
+        return x.with_data(probe(self.see, x.data, *(exponents if self.kind == "run time" else [])))
+
+    def see(self, data: np.ndarray, *exponents: np.ndarray) -> None:
         """What one evaluation computed."""
-        self.exponents += np.ravel(exponents).tolist()
-        self.sizes.append(float(size))
-        self.nonfinite = max(self.nonfinite, int(nonfinite))
+        wide = data.astype(np.float64)
+        finite = np.isfinite(wide)
+        size = np.sqrt(np.mean(np.square(wide[finite]))) if finite.any() else 0
+        self.sizes.append(math.log2(size) if size else -math.inf)
+        self.nonfinite = max(self.nonfinite, int(np.sum(~finite)))
+        self.exponents += np.ravel(exponents).astype(int).tolist()
 
     def row(self, node: "_Node") -> Row:
         return Row(
@@ -178,63 +189,44 @@ class _Node:
 class _Recorder:
     """Wraps what computes an equation, and notes what it gave."""
 
-    def __init__(self, measures: bool):
+    def __init__(self):
         self.node = _Node()
-        self.measures = measures
 
     def watch(self, apply: Apply) -> Apply:
         def watched(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
             parent = self.node
-            rule = _name(rule_for(equation, operands, RULES))
+            rule = _name(equation.primitive, rule_for(equation, operands, RULES))
             source = _source(equation) or parent.source
             self.node = _Node(equation, rule, source, parent.depth + 1)
             parent.children[id(equation)] = self.node
-            outputs = apply(equation, operands)
-            pairs = zip(equation.outvars, outputs, strict=True)
-            self.node.outputs = [self._output(variable.aval, x) for variable, x in pairs]
+            results = []
+            for variable, x in zip(equation.outvars, apply(equation, operands), strict=True):
+                output = _Output(variable.aval)
+                results.append(output.probed(x) if isinstance(x, Scaled) else x)
+                self.node.outputs.append(output)
             self.node = parent
-            return outputs
+            return results
 
         return watched
 
-    def _output(self, aval: Any, x: Any) -> _Output:
-        if not isinstance(x, Scaled):
-            return _Output(aval)
-        kind, exponents = _scale(x)
-        static = kind == "static"
-        output = _Output(aval, kind, [exponents] if static else [])
-        if self.measures:
-            measured = jnp.asarray([] if static else exponents, jnp.int32)
-            jax.debug.callback(output.see, measured, *_size(x.data))
-        return output
 
-
-def _scale(x: Scaled) -> tuple[str, Any]:
-    """The kind of x's scale, and its log2: empty for any scale."""
+def _scale(x: Scaled) -> tuple[str, list]:
+    """The kind of x's scale, and its log2."""
     if x.stacked is not None:
-        return "run time", x.stacked
+        return "run time", [x.stacked]
     if x.scale is None:
         return "any", []
-    return "static" if x.scale.static else "run time", x.scale.exponent()
-
-
-def _size(data: Any) -> tuple[Any, Any]:
-    """log2 of the root mean square of the finite values (-inf: zeros), and the number of others."""
-    wide = jnp.abs(data.astype(wide_dtype(data.dtype)))
-    finite = jnp.isfinite(wide)
-    largest = jnp.max(wide, initial=0, where=finite)
-    shares = jnp.where(finite, wide / jnp.where(largest > 0, largest, 1), 0)
-    count = jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype)
-    size = jnp.log2(largest) + jnp.log2(jnp.sum(jnp.square(shares)) / count) / 2
-    return jnp.where(largest > 0, size, -jnp.inf), jnp.sum(~finite)
+    return "static" if x.scale.static else "run time", [x.scale.exponent()]
 
 
 def _range(values: list) -> tuple | None:
     return (min(values), max(values)) if values else None
 
 
-def _name(rule: Callable) -> str:
-    """The name of a rule's function, or of the family that made it."""
+def _name(primitive: jex.Primitive, rule: Callable) -> str:
+    """The name of a rule's function, or of the family that made it, or of its own primitive."""
+    if rule is getattr(primitive, "scale_rule", None):
+        return primitive.name
     return getattr(rule, "func", rule).__qualname__.partition(".")[0].strip("_")
 
 
@@ -254,7 +246,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         data += f" {row.nonfinite} inf/nan"
     return (
         "  " * row.depth + row.primitive,
-        jax.core.ShapedArray(row.shape, row.dtype).str_short(short_dtypes=True),
+        ShapedArray(row.shape, row.dtype).str_short(short_dtypes=True),
         f"={scale}" if row.kind == "static" else scale,
         data,
         f"! {row.rule}" if row.fallback else row.rule,
