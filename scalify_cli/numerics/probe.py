@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
 
 from scalify_cli.core.interpreter import bind, evaluate
 
@@ -25,6 +25,10 @@ probe_p = jex.Primitive("probe")
 probe_p.def_impl(lambda data, *_, see: data)
 probe_p.def_abstract_eval(lambda data, *_, see: data)
 mlir.register_lowering(probe_p, mlir.lower_fun(lambda data, *_, see: data, multiple_results=False))
+batching.primitive_batchers[probe_p] = lambda operands, axes, see: (
+    probe_p.bind(*operands, see=see),
+    axes[0],
+)
 
 
 def evaluate_probed(closed: jex.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from scalify_cli import as_scaled, scalify, trace, unscale
+from scalify_cli import as_scaled, scalify, trace, unscale, with_precision
+from scalify_cli.precision import load_precision
 
 X = np.linspace(1, 2, 12, dtype=np.float32).reshape(3, 4)
 
@@ -124,6 +125,18 @@ def test_backward_passes_name_the_forward_line():
     rows = trace(jax.grad(network), as_scaled(X)).rows
     backward = [row for row in rows if row.scope.startswith("transpose")]
     assert line_of(network, "x * x") in {row.source for row in backward}
+
+
+def projection(x):
+    return jnp.sum(x @ x.T)
+
+
+def test_lines_survive_the_other_transforms():
+    rounded = with_precision(projection, load_precision("fp8"))
+    rows = trace(jax.grad(rounded), as_scaled(X)).rows
+    casts = [row for row in rows if row.primitive == "saturating_cast"]
+    assert len(casts) >= 3
+    assert {row.source for row in casts} == {line_of(projection, "x @ x.T")}
 
 
 def test_the_table_is_aligned():
