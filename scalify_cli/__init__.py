@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalify_cli.core import scalify as scalify
     from scalify_cli.core import unscale as unscale
     from scalify_cli.numerics.observe import observe as observe
+    from scalify_cli.numerics.trace import trace as trace
     from scalify_cli.precision import with_precision as with_precision
 
     __version__: str
@@ -25,6 +26,7 @@ _HOME = {
     "observe": "numerics.observe",
     "rescale": "core",
     "scalify": "core",
+    "trace": "numerics.trace",
     "unscale": "core",
     "with_precision": "precision",
 }
@@ -35,6 +37,7 @@ __all__ = [
     "observe",
     "rescale",
     "scalify",
+    "trace",
     "unscale",
     "with_precision",
 ]

@@ -6,13 +6,13 @@ transform's business.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
 from jax.extend import core as jex
+from jax.extend import source_info_util
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.scaled_array import is_scaled
@@ -124,9 +124,10 @@ def live_equations(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
 
 
 def named(equation: jex.JaxprEqn) -> Any:
-    """The context that gives new equations this one's named scope."""
-    scope = scope_of(equation)
-    return jax.named_scope(scope) if scope else nullcontext()
+    """The context that gives new equations this one's named scope and source line."""
+    source = equation.source_info
+    scope = source_info_util.current_name_stack() + source.name_stack
+    return source_info_util.user_context(source.traceback, name_stack=scope)
 
 
 def scope_of(equation: jex.JaxprEqn) -> str:

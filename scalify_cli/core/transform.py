@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import bind, evaluate, trace_call
+from scalify_cli.core.interpreter import Apply, Program, bind, evaluate, trace_call
 from scalify_cli.core.literals import true_literals
 from scalify_cli.core.rules import RULES as TABLE
 from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
@@ -22,6 +22,8 @@ from scalify_cli.core.settle import settled
 from scalify_cli.core.values import Entrance, Scaled, Uniform, constant, leave, plain
 
 RULES = TABLE
+Watch = Callable[[Apply], Apply]
+_CONTROL = {*CALLS.values(), *LOOPS.values()}
 _KEEPS_VALUE = {
     *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.copy_p),
     *(p.convert_element_type_p, p.stop_gradient_p),
@@ -55,16 +57,21 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
         program = trace_call(f, args, kwargs)
         if not any(is_scaled(x) for x in program.arguments):
             return f(*args, **kwargs)
-        exact = true_literals(program.trace, program.avals, program.closed)
-        inputs = [Entrance(x) for x in program.arguments]
-
-        def evaluated(arrays: list[Any]) -> list[Any]:
-            values = [x.value(parts) for x, parts in zip(inputs, arrays, strict=True)]
-            return [leave(x) for x in run(program.closed, values, rules, exact)]
-
-        return program.rebuild(settled(evaluated)([x.arrays for x in inputs]))
+        return program.rebuild(propagate(program, rules))
 
     return scaled
+
+
+def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: apply) -> list[Any]:
+    """The results of a traced call, ``ScaledArray`` where scaled; ``watch`` as in ``run``."""
+    exact = true_literals(program.trace, program.avals, program.closed)
+    inputs = [Entrance(x) for x in program.arguments]
+
+    def evaluated(arrays: list[Any]) -> list[Any]:
+        values = [x.value(parts) for x, parts in zip(inputs, arrays, strict=True)]
+        return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
+
+    return settled(evaluated)([x.arrays for x in inputs])
 
 
 def run(
@@ -72,15 +79,17 @@ def run(
     arguments: Sequence[Any],
     rules: Mapping,
     exact: Mapping[int, float] = MappingProxyType({}),
+    watch: Watch = lambda apply: apply,
 ) -> list[Any]:
     """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values.
 
     Args:
         exact: unrounded values of literals, by their ``id``.
+        watch: may wrap what computes each equation, those of inner programs too.
     """
 
     def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-        return run(jaxpr, operands, rules, exact)
+        return run(jaxpr, operands, rules, exact, watch)
 
     def literal(atom: jex.Literal) -> Any:
         value = constant(atom.val)
@@ -90,39 +99,53 @@ def run(
         return _apply(equation, operands, rules, inner)
 
     consts = [constant(x) for x in closed.consts]
-    return evaluate(closed.jaxpr, consts, arguments, apply, literal)
+    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal)
 
 
 def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:
+    rule = rule_for(equation, operands, rules)
+    if rule in _CONTROL:
+        return _as_loose_as(operands, rule(equation, *operands, run=inner))
+    return _as_loose_as(operands, rule(equation, *map(unstacked, operands)))
+
+
+def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable:
+    """What computes an equation from its operands: a rule, or how unscaled values pass."""
     primitive = equation.primitive
     scaled = any(isinstance(x, Scaled) for x in operands)
     uniform = [x for x in operands if isinstance(x, Uniform)]
     if primitive.name in CALLS and (scaled or uniform):
-        return CALLS[primitive.name](equation, *operands, run=inner)
+        return CALLS[primitive.name]
     if scaled:
-        return _as_loose_as(operands, _scaled(equation, operands, rules, inner))
+        own = getattr(primitive, "scale_rule", fallback)
+        given = rules.get(primitive) or rules.get(primitive.name)
+        return LOOPS.get(primitive.name) or given or own
     if uniform and len(uniform) == len(operands):
-        return _uniform(equation, uniform)
+        return _uniform
     if uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval):
-        return [replace(x, loose=True) for x in rules[primitive](equation, *operands)]
-    if primitive is p.convert_element_type_p and _known_number(operands[0]):
+        return _loose(rules[primitive])
+    return _unscaled
+
+
+def _loose(rule: Callable) -> Callable:
+    @functools.wraps(rule)
+    def loose(*args: Any) -> list[Any]:
+        return [replace(x, loose=True) for x in rule(*args)]
+
+    return loose
+
+
+def _unscaled(equation: Any, *operands: Any) -> list[Any]:
+    if equation.primitive is p.convert_element_type_p and _known_number(operands[0]):
         with jax.ensure_compile_time_eval():
             return [constant(bind(equation, operands)[0])]
     return bind(equation, [plain(x) for x in operands])
 
 
-def _scaled(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:
-    primitive = equation.primitive
-    if primitive.name in LOOPS:
-        return LOOPS[primitive.name](equation, *operands, run=inner)
-    own = getattr(primitive, "scale_rule", fallback)
-    rule = rules.get(primitive) or rules.get(primitive.name) or own
-    return rule(equation, *map(unstacked, operands))
-
-
 def _as_loose_as(operands: list[Any], outputs: Sequence[Any]) -> Sequence[Any]:
     """What is made of plain arrays only stays so."""
-    if not all(x.loose for x in operands if isinstance(x, Scaled)):
+    scaled = [x for x in operands if isinstance(x, Scaled)]
+    if not scaled or not all(x.loose for x in scaled):
         return outputs
     return [replace(x, loose=True) if isinstance(x, Scaled) else x for x in outputs]
 
@@ -131,7 +154,7 @@ def _known_number(x: Any) -> bool:
     return not isinstance(x, (Tracer, jax.Array)) and np.ndim(x) == 0
 
 
-def _uniform(equation: Any, operands: list[Uniform]) -> list[Any]:
+def _uniform(equation: Any, *operands: Uniform) -> list[Any]:
     """Numbers known while tracing are folded while tracing."""
     aval = equation.outvars[0].aval
     if equation.primitive in _KEEPS_VALUE and is_float(aval):
