@@ -4,6 +4,7 @@ A dataclass, so that the command line knows its fields and their types.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,13 +22,14 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, tokens):
         mask = nn.make_causal_mask(tokens)
+        dense = partial(nn.Dense, use_bias=False)
+        attention = partial(nn.MultiHeadDotProductAttention, self.heads, use_bias=False)
         x = nn.Embed(self.vocabulary, self.width, name="embedding")(tokens)
         for layer in range(self.layers):
-            attention = nn.MultiHeadDotProductAttention(self.heads, name=f"attention_{layer}")
-            x = x + attention(nn.LayerNorm()(x), mask=mask)
-            hidden = nn.gelu(nn.Dense(4 * self.width, name=f"up_{layer}")(nn.LayerNorm()(x)))
-            x = x + nn.Dense(self.width, name=f"down_{layer}")(hidden)
-        return nn.Dense(self.vocabulary, name="head")(nn.LayerNorm()(x))
+            x = x + attention(name=f"attention_{layer}")(nn.RMSNorm()(x), mask=mask)
+            hidden = nn.gelu(dense(4 * self.width, name=f"up_{layer}")(nn.RMSNorm()(x)))
+            x = x + dense(self.width, name=f"down_{layer}")(hidden)
+        return dense(self.vocabulary, name="head")(nn.RMSNorm()(x))
 
 
 @dataclass(frozen=True)
