@@ -1,18 +1,30 @@
 # make run                            the main job: scalify run precision=fp8 model=gpt_small
 # make run ARGS="model=gpt_nano"      any other
 # make test | check | bench | figures
+# make test-latest                    with the newest Python and the newest JAX there are
 ARGS ?= precision=fp8 model=gpt_small
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+NEWER := 3.15 3.14 3.13 3.12
+LATEST = $(shell for v in $(NEWER); do \
+	for python in python$$v "$$(pyenv prefix $$v 2>/dev/null)/bin/python$$v"; do \
+	"$$python" -c "" 2>/dev/null && echo "$$python" && exit; done; done)
 
-.PHONY: run test check bench figures
+.PHONY: run test test-latest check bench figures
 
 run: .venv/installed
 	$(BIN)/scalify run $(ARGS)
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+test-latest:
+	@test -n "$(LATEST)" || { echo "nothing tested: no Python of $(NEWER) here" >&2; exit 1; }
+	test -x .venv-latest/bin/pip || $(LATEST) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --disable-pip-version-check --upgrade -e ".[test]"
+	.venv-latest/bin/pip list 2>/dev/null | grep -E "^(jax|optax|flax|equinox|dm-haiku) "
+	.venv-latest/bin/python -m pytest tests/core tests/formats tests/precision tests/frameworks
 
 check: .venv/installed-check
 	$(BIN)/ruff format --check .

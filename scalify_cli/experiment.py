@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from scalify_cli.config import build, signature, to_yaml
 from scalify_cli.data.cache import cache_root
-from scalify_cli.errors import UserError
 from scalify_cli.launch.stopping import EXIT_CODES, Stop, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
 from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
@@ -22,6 +21,7 @@ from scalify_cli.tracking.run_directory import read_status
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
+from scalify_cli.training.model import for_vocabulary, require_model
 from scalify_cli.training.step import Step
 from scalify_cli.training.trainer import Trainer
 
@@ -110,25 +110,15 @@ def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) 
         group: build(config[group], group)
         for group in ("precision", "scaling", "model", "optimizer", "data", "trainer", "tracking")
     }
+    model = require_model(parts["model"])
     trainer, dataset = parts["trainer"], parts["data"].prepare(say)
     dataset.require("train", trainer.tokens_per_step + 1)
     dataset.require("validation", trainer.sequence_length + 1)
-    model = _for_vocabulary(parts["model"], dataset.vocab_size)
+    model = for_vocabulary(model, dataset.vocab_size)
     policy = Policy(parts["precision"], parts["scaling"])
     step = Step(model, policy, parts["optimizer"], trainer.steps, trainer.accumulate, config.seed)
     tracking = replace(parts["tracking"], wandb=wandb) if wandb else parts["tracking"]
     return Job(dataset, step, trainer, tracking, config.seed)
-
-
-def _for_vocabulary(model: Any, tokens: int) -> Any:
-    """The model with room for the tokenizer's tokens; a user's own may size itself."""
-    missing = [name for name in ("init", "loss") if not callable(getattr(model, name, None))]
-    if missing:
-        raise UserError(
-            f"model: {type(model).__name__} has no method {missing[0]}.",
-            "a model has init(key) -> parameters and loss(parameters, batch) -> scalar.",
-        )
-    return model.for_vocabulary(tokens) if hasattr(model, "for_vocabulary") else model
 
 
 def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: list[str]) -> None:

@@ -140,11 +140,14 @@ def test_force_starts_over(configured, tmp_path):
 
 
 def test_an_exception_fails_the_run_and_its_traceback_is_logged(configured, tmp_path):
-    with pytest.raises(ZeroDivisionError):
+    message = "model.loss raised ZeroDivisionError: in the user's own code"
+    with pytest.raises(UserError, match=message) as caught:
         run(configured(Broken), [], tmp_path / "runs")
+    assert f"({__file__}, line " in caught.value.message
+    assert caught.value.exit_code == 1
     [path] = (tmp_path / "runs").iterdir()
     assert state(path)["state"] == "failed"
-    assert state(path)["error"] == "ZeroDivisionError: in the user's own code"
+    assert message in state(path)["error"]
     assert "Traceback" in (path / "log.txt").read_text()
 
 

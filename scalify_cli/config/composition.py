@@ -68,7 +68,8 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Di
 
 def raw(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
     """What Hydra makes of the overrides, resolved but not yet typed or validated."""
-    return _resolved(_composed(normalise(overrides, config_dir), config_dir))
+    words = normalise(overrides, config_dir)
+    return _retargeted(_resolved(_composed(words, config_dir)), words, config_dir)
 
 
 def validated(values: dict[str, Any], *, partial: bool = False) -> dict[str, Any]:
@@ -97,6 +98,25 @@ def _composed(words: list[str], config_dir: Path | None) -> DictConfig:
             raise UserError(
                 _first_line(error), "see `scalify configs` for what there is"
             ) from error
+
+
+def _retargeted(
+    values: dict[str, Any], words: list[str], config_dir: Path | None
+) -> dict[str, Any]:
+    """With another ``_target_`` than its option's, a group has the values that were given only."""
+    keys = {word: word.lstrip("+").partition("=")[0].split(".") for word in words}
+    given = {
+        group: {key[1] for key in keys.values() if key[0] == group and len(key) > 1}
+        for group in GROUPS
+    }
+    groups = [group for group in GROUPS if "_target_" in given[group]]
+    if not groups:
+        return values
+    options = _composed([word for word in words if keys[word][-1] != "_target_"], config_dir)
+    for group in groups:
+        if options[group]._target_ != values[group]["_target_"]:
+            values[group] = {k: v for k, v in values[group].items() if k in given[group]}
+    return values
 
 
 @contextmanager

@@ -53,7 +53,12 @@ def difference(config: DictConfig | Mapping[str, Any], config_dir: Path | None =
     implied = _choices(_base(words, config_dir), config_dir)  # trainer=paper brings its optimizer
     words = _words(choices, {g: usual[g] if implied[g] == choices[g] else "" for g in GROUPS})
     base = flatten(_base(words, config_dir))
-    changed = {key: value for key, value in flatten(values).items() if base.get(key, ...) != value}
+    own = {g for g in GROUPS if base.get(f"{g}._target_") != values[g].get("_target_")}
+    changed = {
+        key: value
+        for key, value in flatten(values).items()
+        if key.partition(".")[0] in own or base.get(key, ...) != value
+    }
     return words + [override(key, value) for key, value in changed.items()]
 
 

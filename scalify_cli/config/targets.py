@@ -1,9 +1,11 @@
 """``_target_`` names the class of a group's object; the class, not the YAML, says what is valid."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,22 +43,35 @@ def build(node: Mapping[str, Any] | DictConfig, group: str = "") -> Any:
 
 
 def locate(group: str, target: Any) -> Callable[..., Any]:
-    """The callable at a dotted path.
+    """The callable at a dotted path, in an installed package or in the current folder.
 
     Raises:
         UserError: it cannot be imported, or is not callable.
     """
     module, _, name = str(target).rpartition(".")
+    key = f"{group}._target_={target}"
+    if not module:
+        raise UserError(f"{key} is not a dotted path", "write it as my_package.MyModel")
+    found = getattr(_imported(key, module), name, None)
+    if found is None:
+        public = [word for word in dir(import_module(module)) if not word.startswith("_")]
+        raise UserError(f"{key}: {module} has no '{name}'", did_you_mean(name, public))
+    if not callable(found):
+        raise UserError(f"{key} is not a class", "name a class or a function")
+    return found
+
+
+def _imported(key: str, module: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: a file of the user's hides no installed package
     try:
-        found = getattr(import_module(module), name)
+        return import_module(module)
     except Exception as error:  # a module of the user's own may raise anything
         raise UserError(
-            f"{group}._target_={target} cannot be imported: {type(error).__name__}: {error}",
-            "give the dotted path of a class that Python can import here",
+            f"{key} cannot be imported: {type(error).__name__}: {error}",
+            f"`python -c 'import {module}'` has to work in this folder",
         ) from error
-    if not callable(found):
-        raise UserError(f"{group}._target_={target} is not a class", "name a class or a function")
-    return found
 
 
 def checked(group: str, values: Mapping[str, Any], *, partial: bool = False) -> dict[str, Any]:

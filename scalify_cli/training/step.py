@@ -25,6 +25,7 @@ from scalify_cli.core import (
 )
 from scalify_cli.numerics.observe import observe
 from scalify_cli.precision import Policy, dtype_of, with_precision
+from scalify_cli.training.model import Model, init, loss
 from scalify_cli.training.optimizer import (
     AdamW,
     init_low_precision,
@@ -50,7 +51,7 @@ class Step:
     """The functions of a run.
 
     Args:
-        model: has ``init(key)`` and ``loss(parameters, batch)``.
+        model: what to train.
         policy: the recipe.
         optimizer: its hyper-parameters.
         steps: length of the run (the schedule depends on it).
@@ -60,7 +61,7 @@ class Step:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         policy: Policy,
         optimizer: AdamW,
         steps: int,
@@ -73,7 +74,7 @@ class Step:
         self.schedule = optimizer.schedule(steps)
         self.accumulate = accumulate
         self.seed = seed
-        self.loss = with_precision(model.loss, policy)
+        self.loss = with_precision(partial(loss, model), policy)
 
     def init(self, key: jax.Array) -> State:
         """The first state: parameters and moments in their formats, with scales if there are."""
@@ -119,7 +120,7 @@ class Step:
         return jax.jit(lambda *args: observed(*args)[1])
 
     def _first(self, key: jax.Array) -> State:
-        parameters = self.model.init(key)
+        parameters = init(self.model, key)
         moments = init_low_precision(self.optimizer, self.policy, parameters)
         if self._scales:
             parameters = scalify(rescale)(as_scaled(parameters, 1.0))

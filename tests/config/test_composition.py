@@ -1,5 +1,7 @@
 """Words become a complete, typed configuration, or one message and one hint."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -84,7 +86,19 @@ ERRORS = {
     "model._target_=absent.Model": (
         "model._target_=absent.Model cannot be imported: "
         "ModuleNotFoundError: No module named 'absent'",
-        "give the dotted path of a class that Python can import here",
+        "`python -c 'import absent'` has to work in this folder",
+    ),
+    "model._target_=Model": (
+        "model._target_=Model is not a dotted path",
+        "write it as my_package.MyModel",
+    ),
+    "model._target_=textwrap.shortn": (
+        "model._target_=textwrap.shortn: textwrap has no 'shortn'",
+        "did you mean 'shorten'?",
+    ),
+    "model._target_=math.pi": (
+        "model._target_=math.pi is not a class",
+        "name a class or a function",
     ),
     "trainer.sequence_length=2048": (
         "trainer.sequence_length=2048 is longer than model.context=1024",
@@ -178,6 +192,22 @@ def test_a_class_that_is_no_dataclass_takes_its_signature_s_keywords(tmp_path):
     assert compose(["model=mine", "model.text=a"], tmp_path).model.text == "a"
     with pytest.raises(UserError, match=r"model\.text is required"):
         compose(["model=mine"], tmp_path)
+
+
+def test_another_target_takes_none_of_the_option_s_values():
+    config = compose(["model._target_=textwrap.shorten", "model.text=a", "model.width=768"])
+    assert config.model == {"_target_": "textwrap.shorten", "text": "a", "width": 768}
+    gpt = "scalify_cli.models.gpt.GPT"
+    assert compose([f"model._target_={gpt}", "model.width=96", "model.heads=3"]).model.layers == 12
+
+
+def test_a_module_in_the_current_folder_can_be_named(tmp_path, monkeypatch):
+    (tmp_path / "model_of_mine.py").write_text("def model(width: int = 3):\n    return width\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    config = compose(["model._target_=model_of_mine.model", "model.width=5"])
+    assert build(config.model) == 5
+    assert sys.path[-1] == str(tmp_path)
 
 
 def test_a_class_without_a_signature_takes_anything(tmp_path):

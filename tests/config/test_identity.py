@@ -16,6 +16,7 @@ POINTS = [
     ["trainer=paper"],
     ["trainer=paper", "optimizer=adamw"],
     ["trainer=gpu", "model.context=64"],
+    ["model._target_=textwrap.shorten", "model.text=a", "model.width=768"],
     ["data=text", "data.path='/a=b \"c'"],
     ["name='null'", "tags=[a,'3','x y']"],
 ]
