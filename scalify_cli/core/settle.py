@@ -50,7 +50,7 @@ class _Evaluation:
         self.values |= zip(variables, values, strict=True)
 
     def read(self, atoms: Sequence[Any]) -> list[Any]:
-        if self.waiting and not all(map(self.known, atoms)):
+        while not all(map(self.known, atoms)):
             self.compute_scales()
         return [x.val if isinstance(x, jex.Literal) else self.values[x] for x in atoms]
 
