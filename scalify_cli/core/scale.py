@@ -164,6 +164,11 @@ def maximum(scales: Sequence[Scale]) -> Scale:
     return next(x for x in largest if x.terms)._derived("maximum", *largest)
 
 
+def minimum(x: Scale, y: Scale) -> Scale:
+    """The smaller of two scales."""
+    return maximum([x**-1, y**-1]) ** -1
+
+
 def _parts(scale: Scale) -> list[Scale]:
     """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
     for atom, n in scale.terms:

@@ -36,13 +36,13 @@ _TAKES_SCALE = {p.mul_p, p.div_p, p.select_n_p}
 """Where an array meets a known number: a cotangent's 1/N must not be lost to a narrow dtype."""
 
 
-def scalify(f: Callable, rules: Mapping[jex.Primitive, Callable] = RULES) -> Callable:
+def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
     """f over ``ScaledArray``: the same results, each float value kept as data and a scale.
 
     Args:
         f: any JAX function. Differentiate inside it: ``jit(scalify(update))``.
-        rules: the scale rule of each primitive. A primitive without one is computed on true values
-            in float32.
+        rules: the scale rule of each primitive, or of its name. A primitive without one is
+            computed on true values in float32.
 
     Returns:
         A function with f's signature. Arguments may mix ``ScaledArray`` and plain arrays, static
@@ -102,7 +102,8 @@ def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) 
     if scaled and primitive in LOOPS:
         return LOOPS[primitive](equation, *operands, run=inner)
     if scaled:
-        rule = rules.get(primitive) or getattr(primitive, "scale_rule", fallback)
+        own = getattr(primitive, "scale_rule", fallback)
+        rule = rules.get(primitive) or rules.get(primitive.name) or own
         return rule(equation, *map(unstacked, operands))
     if uniform and len(uniform) == len(operands):
         return _uniform(equation, uniform)

@@ -17,6 +17,7 @@ from jax import lax
 from jax.core import Tracer
 
 from scalify_cli.core.scale import (
+    MAX_EXPONENT,
     MIN_EXPONENT,
     ONE,
     Scale,
@@ -24,10 +25,11 @@ from scalify_cli.core.scale import (
     exponent_of_power,
     log2_floor,
     maximum,
+    minimum,
 )
 from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
 
-_FLOAT16_RANGE = 15  # binades around 1 in which powers of two are normal FP16 numbers
+_HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,32 @@ class Uniform:
         """A number beyond its dtype, such as -1e30 in FP16, is the infinity it is in plain JAX."""
         beyond = abs(self.value) > float(jnp.finfo(self.dtype).max)
         return replace(self, value=math.copysign(math.inf, self.value)) if beyond else self
+
+    def scale_beside(self, scale: "Scale | None") -> "Scale | None":
+        """The least scale for this number among values of a scale, which it must not crowd out."""
+        _, own = self.split()
+        if own is None or scale is None:
+            return own
+        lowest = own.constant - _top(self.dtype)
+        wanted = max(min(own.constant, 0), lowest)
+        if not is_narrow(self.dtype) or wanted == lowest:
+            return Scale(wanted)
+        return maximum([Scale(lowest), minimum(Scale(wanted), scale.shifted(_HEADROOM))])
+
+    def data_at(self, scale: "Scale | None") -> Any:
+        """Its data at a scale; rounding never makes it zero, so that it still guards a division."""
+        mantissa, own = self.split()
+        if own is None or scale is None or own == scale:
+            return jnp.full(self.shape, mantissa, self.dtype)
+        factor = (own / scale).factor()
+        least = math.copysign(_least(self.dtype), mantissa)
+        known = (own / scale).static
+        larger = (max if known else lax.max) if mantissa > 0 else (min if known else lax.min)
+        value = mantissa * factor if known else lax.mul(factor, np.float32(mantissa))
+        value = larger(value, least if known else np.float32(least))
+        if known and abs(value) > float(jnp.finfo(self.dtype).max):
+            value = math.copysign(math.inf, mantissa)
+        return jnp.full(self.shape, value, self.dtype)
 
     def array(self) -> Any:
         return jnp.full(self.shape, self.value, self.dtype)
@@ -176,15 +204,36 @@ def times(data: Any, scale: Scale | None) -> Any:
     if scale is None or scale == ONE:
         return data
     factor = scale.factor()
-    if data.dtype == jnp.float16 and not (scale.static and abs(scale.constant) < _FLOAT16_RANGE):
+    normal = -int(jnp.finfo(data.dtype).minexp)
+    if is_narrow(data.dtype) and not (scale.static and abs(scale.constant) <= normal):
         wide = lax.mul(data.astype(jnp.float32), np.float32(factor) if scale.static else factor)
         return wide.astype(data.dtype)
     narrow = np.asarray(factor, data.dtype) if scale.static else factor.astype(data.dtype)
     return lax.mul(data, narrow)
 
 
-def at_scale(x: Scaled, scale: Scale | None) -> Any:
+def is_narrow(dtype: Any) -> bool:
+    """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
+    return _top(dtype) < MAX_EXPONENT
+
+
+def _top(dtype: Any) -> int:
+    """The exponent of a dtype's largest number, or of float32's."""
+    return min(int(jnp.finfo(dtype).maxexp) - 1, MAX_EXPONENT)
+
+
+def _least(dtype: Any) -> float:
+    """The smallest number that a machine keeps in arithmetic of a dtype."""
+    info = jnp.finfo(dtype)
+    return float(info.smallest_subnormal if is_narrow(dtype) else info.tiny)
+
+
+def at_scale(x: Any, scale: Scale | None) -> Any:
     """x's data expressed at another scale."""
+    if isinstance(x, Uniform):
+        return x.data_at(scale)
+    if not isinstance(x, Scaled):
+        return x
     if x.scale is None or scale is None:
         return x.data
     return times(x.data, x.scale / scale)
@@ -197,8 +246,13 @@ def product_scale(x: Scaled, y: Scaled) -> Scale | None:
 
 def common_scale(values: Sequence[Scaled]) -> Scale | None:
     """The largest scale; a value of any scale has no say."""
-    scales = [x.scale for x in values if x.scale is not None]
-    return maximum(scales) if scales else None
+    return largest([x.scale for x in values])
+
+
+def largest(scales: Sequence[Scale | None]) -> Scale | None:
+    """The largest of the scales that are not any scale."""
+    known = [scale for scale in scales if scale is not None]
+    return maximum(known) if known else None
 
 
 def unstack(x: Scaled) -> Scaled:

@@ -10,23 +10,27 @@ outputs. For a function f of s*x:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind
-from scalify_cli.core.scale import ONE, Scale
+from scalify_cli.core.scale import ONE, Scale, maximum, minimum
 from scalify_cli.core.scaled_array import is_float, wide_dtype
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
     at_scale,
     common_scale,
+    is_narrow,
+    largest,
     plain,
     product_scale,
     promote,
@@ -68,7 +72,10 @@ def product(equation: Any, x: Any, y: Any) -> list[Any]:
 
 
 def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
-    """Division. Dividing by a uniform power of two changes only the scale."""
+    """Division. Dividing by a uniform power of two changes only the scale.
+
+    Narrow dtypes divide in float32: compilers may take a reciprocal, which they could not hold.
+    """
     if isinstance(y, Uniform) and not y.any_scale:
         mantissa, scale = y.split()
         x = promote(x)
@@ -76,7 +83,8 @@ def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
         return [Scaled(_as(equation, data), None if x.scale is None else x.scale / scale)]
     x, y = promote(x), promote(y)
     scale = None if x.scale is None or y.scale is None else x.scale / y.scale
-    return [Scaled(bind(equation, [x.data, y.data])[0], scale)]
+    data = [widened(v).data if is_narrow(v.dtype) else v.data for v in (x, y)]
+    return [Scaled(bind(equation, data)[0].astype(x.dtype), scale)]
 
 
 def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | None) -> Scaled:
@@ -86,31 +94,63 @@ def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | Non
 
 def _as(equation: Any, data: Any) -> Any:
     """A scalar that met a uniform array takes its shape."""
-    shape = equation.outvars[0].aval.shape
-    return data if jnp.shape(data) == shape else jnp.broadcast_to(data, shape)
+    aval = equation.outvars[0].aval
+    data = data.astype(aval.dtype)
+    return data if jnp.shape(data) == aval.shape else jnp.broadcast_to(data, aval.shape)
 
 
-def compares_sizes(equation: Any, *operands: Any) -> list[Any]:
-    """max, min, clamp: agree on a scale, in which a bound beyond the dtype is infinite."""
-    return agrees(equation, *masked(operands))
+def picks(*sides: int) -> Rule:
+    """The result is made of elements of the operands: max, select, pad, concatenate.
+
+    They agree on a scale, in which a number beyond the dtype is infinite and a known one yields.
+
+    Args:
+        sides: for each operand 1 where it bounds the result from above, -1 from below. Such a bound
+            has no say in the scale where 0 is within it: beyond the data's range it does nothing.
+    """
+
+    def rule(equation: Any, *operands: Any) -> list[Any]:
+        operands = tuple(x.as_mask() if isinstance(x, Uniform) else x for x in operands)
+        scaled = any(isinstance(x, Scaled) and x.scale is not None for x in operands)
+        bounds = zip(operands, sides if scaled else (), strict=False)
+        loose = [isinstance(x, Uniform) and x.value * side > 0 for x, side in bounds]
+        data, scale = aligned(*operands, yielding=True, loose=loose)
+        return [Scaled(bind(equation, data)[0], scale)]
+
+    return rule
 
 
-def masked(operands: Any) -> list[Any]:
-    """Numbers beyond their dtype as infinities, which have no say in the scale."""
-    return [x.as_mask() if isinstance(x, Uniform) else x for x in operands]
+def aligned(
+    *operands: Any, yielding: bool = False, loose: Sequence[bool] = ()
+) -> tuple[list[Any], Scale | None]:
+    """The data of all operands at their largest scale, and that scale.
 
-
-def aligned(*operands: Any) -> tuple[list[Any], Scale | None]:
-    """The data of all operands at their largest scale, and that scale."""
-    values = [promote(x) for x in operands]
-    scale = common_scale(values)
+    Args:
+        operands: floats; integers and booleans come back as they are.
+        yielding: known numbers leave the arrays' scale alone as far as the dtype holds them.
+        loose: for each operand whether it has no say at all.
+    """
+    raw = [isinstance(x, Uniform) or not is_float(x) for x in operands]
+    values = [x if kept else promote(x) for x, kept in zip(operands, raw, strict=True)]
+    shared = common_scale([x for x in values if isinstance(x, Scaled)])
+    heard = [x for x, out in zip_longest(values, loose, fillvalue=False) if not out]
+    known = [x for x in heard if isinstance(x, Uniform)]
+    wanted = [x.scale_beside(shared) if yielding else x.split()[1] for x in known]
+    scale = largest([shared, *wanted])
     return [at_scale(x, scale) for x in values], scale
 
 
 def agrees(equation: Any, *operands: Any) -> list[Any]:
-    """f of operands at one scale: add, max, concatenate, pad."""
+    """f of operands at one scale: add, subtract."""
     data, scale = aligned(*operands)
-    return [Scaled(output, scale) for output in bind(equation, data)]
+    return [Scaled(bind(equation, data)[0], scale)]
+
+
+def follows(equation: Any, x: Any, *others: Any) -> list[Any]:
+    """f(s*x, t*y) = s*f(x, y): of the other floats only their order or sign matters."""
+    x = promote(x)
+    data = [promote(y).data if is_float(y) else plain(y) for y in others]
+    return [x.with_data(output) for output in bind(equation, [x.data, *data])]
 
 
 def compares(equation: Any, *operands: Any) -> list[Any]:
@@ -118,11 +158,12 @@ def compares(equation: Any, *operands: Any) -> list[Any]:
     values = [promote(x) for x in operands]
     scale = common_scale(values)
     same = all(x.scale in (None, scale) for x in values)
-    sides = [x.data if same else at_scale(_widened(x), scale) for x in values]
+    sides = [x.data if same else at_scale(widened(x), scale) for x in values]
     return bind(equation, sides)
 
 
-def _widened(x: Scaled) -> Scaled:
+def widened(x: Scaled) -> Scaled:
+    """x with its data in float32."""
     return x.with_data(x.data.astype(wide_dtype(x.dtype)))
 
 
@@ -141,32 +182,64 @@ def fallback(equation: Any, *operands: Any) -> list[Any]:
     It is never refused.
     """
     calls = any(isinstance(value, _PROGRAMS) for value in jax.tree.leaves(equation.params))
-    return in_own_dtype(equation, *operands) if calls else opaque(equation, *operands)
+    returns = equation.effects and equation.outvars  # from Python, which expects its dtypes
+    arrays = all(map(_is_array, (*equation.invars, *equation.outvars)))  # and no references
+    return (opaque if arrays and not (calls or returns) else in_own_dtype)(equation, *operands)
+
+
+def _is_array(variable: Any) -> bool:
+    return isinstance(variable.aval, ShapedArray)
 
 
 def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
-    """True values in the operands' own dtype: for programs and for bits."""
+    """True values in the operands' own dtype: for programs, references and bits."""
     outputs = bind(equation, [plain(x) for x in operands])
-    return [Scaled(data, ONE) if is_float(data) else data for data in outputs]
+    return [
+        Scaled(data, ONE) if _is_array(var) and is_float(data) else data
+        for data, var in zip(outputs, equation.outvars, strict=True)
+    ]
+
+
+def saturates(shrinks: bool) -> Rule:
+    """Opaque functions that are nearly linear on one side of 1.
+
+    Args:
+        shrinks: |f(x)| is about |x| at most (tanh), so that small results keep the scale; else f(x)
+            is near x where x is large (floor). Only narrow dtypes need it.
+    """
+
+    def rule(equation: Any, x: Any) -> list[Any]:
+        x = promote(x)
+        if x.scale is None or not is_narrow(x.dtype):
+            return opaque(equation, x)
+        scale = minimum(x.scale, ONE) if shrinks else maximum([x.scale, ONE])
+        wide = bind(equation, [true_values(x)])[0]
+        return [Scaled(times(wide, scale**-1).astype(x.dtype), scale)]
+
+    return rule
 
 
 def power(equation: Any, x: Any) -> list[Any]:
     """x**n for an integer n (2 for ``square``)."""
     x = promote(x)
-    n = equation.params.get("y", 2)
-    return [Scaled(bind(equation, [x.data])[0], None if x.scale is None else x.scale**n)]
+    return [Scaled(bind(equation, [x.data])[0], to_the(x.scale, equation.params.get("y", 2)))]
 
 
-def root(n: int) -> Rule:
+def to_the(scale: Scale | None, n: int) -> Scale | None:
+    """The scale of a product of n values."""
+    return ONE if n == 0 else scale and scale**n
+
+
+def root(n: int, function: Callable) -> Rule:
     """The n-th root (n < 0: its reciprocal); what no root divides stays in the data."""
 
-    def rule(equation: Any, x: Any) -> list[Any]:
+    def rule(equation: Any, x: Any, *_: Any) -> list[Any]:
         x = promote(x)
         if x.scale is None:
-            return [Scaled(bind(equation, [x.data])[0], None if n > 0 else ONE)]
+            return [Scaled(function(x.data), None if n > 0 else ONE)]
         scale, rest = x.scale.root(abs(n))
         wide = x.data if rest == ONE else times(x.data.astype(wide_dtype(x.dtype)), rest)
-        data = bind(equation, [wide])[0].astype(x.dtype)
+        data = function(wide).astype(x.dtype)
         return [Scaled(data, scale if n > 0 else scale**-1)]
 
     return rule

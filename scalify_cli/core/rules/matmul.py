@@ -6,40 +6,42 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import bind
-from scalify_cli.core.rules.families import binades
+from scalify_cli.core.rules.families import binades, opaque
 from scalify_cli.core.scaled_array import wide_dtype
-from scalify_cli.core.values import Scaled, product_scale, promote
+from scalify_cli.core.values import Scaled, plain, product_scale, promote
 
 
-def contraction(size, accumulate):
-    """The rule of a bilinear primitive.
+def contraction(size):
+    """The rule of a bilinear primitive with a ``preferred_element_type``.
 
     Args:
         size: the number of summed products, from the equation's parameters and data.
-        accumulate: parameters that make the primitive return float32 for narrow operands.
     """
 
-    def rule(equation, x, y):
+    def rule(equation, x, y, *others):
+        dtype = equation.outvars[0].aval.dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return opaque(equation, x, y, *others)
         x, y = promote(x), promote(y)
         shift = binades(size(equation.params, x.data, y.data))
-        data = _divided(equation, x.data, y.data, shift, accumulate)
+        data = _divided(equation, x.data, y.data, shift, [plain(z) for z in others])
         scale = product_scale(x, y)
-        scale = scale and scale.shifted(shift)
-        return [Scaled(data.astype(equation.outvars[0].aval.dtype), scale)]
+        return [Scaled(data.astype(dtype), scale and scale.shifted(shift))]
 
     return rule
 
 
-def _divided(equation, x, y, shift, accumulate):
+def _divided(equation, x, y, shift, others):
     """The product over 2**shift: in the smaller operand where its dtype has float32's range."""
     dtype = equation.outvars[0].aval.dtype
     wide = dtype if dtype == jnp.bfloat16 else wide_dtype(dtype)  # bfloat16 cannot overflow
     operands = [x, y]
     small = 0 if np.size(x) <= np.size(y) else 1
-    if operands[small].dtype in (jnp.float32, jnp.float64):
+    halved = operands[small].dtype in (jnp.float32, jnp.float64)
+    if halved:
         operands[small] = _halved(operands[small], shift)
-        return bind(equation, operands, **accumulate(wide))[0]
-    return _halved(bind(equation, operands, **accumulate(wide))[0], shift)
+    product = bind(equation, [*operands, *others], preferred_element_type=wide)[0]
+    return product if halved else _halved(product, shift)
 
 
 def _halved(data, times):
@@ -52,17 +54,21 @@ def dot_size(params, x, y):
     return int(np.prod([np.shape(x)[axis] for axis in contracted]))
 
 
+def ragged_dot_size(params, x, y):
+    """The same for a ``ragged_dot_general``, whose groups share its contracted elements."""
+    return dot_size(
+        {"dimension_numbers": params["ragged_dot_dimension_numbers"].dot_dimension_numbers}, x, y
+    )
+
+
 def convolution_size(params, x, y):
     """Kernel elements that one output sums over."""
     kernel = np.shape(y)
-    return int(np.prod(kernel)) // kernel[params["dimension_numbers"].rhs_spec[0]]
-
-
-def _preferred(dtype):
-    return {"preferred_element_type": dtype}
+    return int(np.prod(kernel)) // max(kernel[params["dimension_numbers"].rhs_spec[0]], 1)
 
 
 RULES = {
-    p.dot_general_p: contraction(dot_size, _preferred),
-    p.conv_general_dilated_p: contraction(convolution_size, _preferred),
+    p.dot_general_p: contraction(dot_size),
+    p.conv_general_dilated_p: contraction(convolution_size),
+    "ragged_dot_general": contraction(ragged_dot_size),
 }
