@@ -1,12 +1,14 @@
 """A program for every primitive that has a scale rule: the table that the law is tested over."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import io_callback
 from jax.extend.core import primitives as p
 
 FINE, COARSE, POSITIVE = "fine", "coarse", "positive"
@@ -26,6 +28,7 @@ class Example:
             are right within a unit in the last place and not bit for bit.
         reach: the largest |log2 scale| for which results stay within float32 (and bfloat16).
         narrow_reach: the same for float16.
+        units: in the last place by which compiling an opaque function may change it.
     """
 
     f: Callable
@@ -35,6 +38,7 @@ class Example:
     reach: int = 60
     narrow_reach: int = 3
     opaque: bool = False
+    units: int = 1
 
 
 def opaque(f, shapes=(M,), data=FINE, reach=3, narrow_reach=1):
@@ -78,6 +82,28 @@ def compare(f):
     return Example(f, (M, M), COARSE, degree=0)
 
 
+def pooling(f, argument):
+    """The derivative of max pooling, forwards or backwards, of x in the direction y."""
+
+    def program(x, y):
+        def pool(z):
+            return lax.reduce_window(
+                z, np.asarray(-np.inf, z.dtype), lax.max, (2, 2), (2, 2), "VALID"
+            )
+
+        return f(pool, x, argument(y))
+
+    return program
+
+
+def ragged(x, y):
+    return lax.ragged_dot(x, y, np.array([2, 0, 3], np.int32))
+
+
+def called_back(f):
+    return opaque(lambda x: f(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x))
+
+
 def choose(x, y):
     return lax.select(np.arange(24).reshape(M) % 3 == 0, x, y)
 
@@ -98,6 +124,7 @@ EXAMPLES = {
     ),
     p.dot_general_p: Example(dot, ((2, 4, 3, 2), (2, 2, 3, 5)), COARSE, degree=2),
     p.conv_general_dilated_p: Example(convolve, ((2, 3, 8), (4, 3, 3)), COARSE, degree=2),
+    "ragged_dot_general": Example(ragged, ((5, 4), (3, 4, 2)), COARSE, degree=2),
     # agrees
     p.add_p: Example(jnp.add, (M, M)),
     p.sub_p: Example(jnp.subtract, (M, M)),
@@ -113,8 +140,11 @@ EXAMPLES = {
     ),
     p.scatter_p: scatter(lax.scatter),
     p.scatter_add_p: scatter(lax.scatter_add),
+    lax.scatter_sub_p: scatter(lax.scatter_sub),
     p.scatter_max_p: scatter(lax.scatter_max),
     p.scatter_min_p: scatter(lax.scatter_min),
+    lax.stack_p: Example(lambda *xs: jnp.stack(xs, 1), (M, M)),
+    p.rem_p: Example(lambda x, y: lax.rem(x * 8, y), (M, M), POSITIVE, narrow_reach=1),
     # compares
     p.eq_p: compare(lax.eq),
     p.ne_p: compare(lax.ne),
@@ -122,6 +152,9 @@ EXAMPLES = {
     p.le_p: compare(lax.le),
     p.gt_p: compare(lax.gt),
     p.ge_p: compare(lax.ge),
+    p.eq_to_p: compare(p.eq_to_p.bind),
+    p.lt_to_p: compare(p.lt_to_p.bind),
+    p.le_to_p: compare(p.le_to_p.bind),
     # a function of the data alone
     p.sign_p: Example(lax.sign, degree=0),
     p.is_finite_p: Example(lax.is_finite, degree=0),
@@ -129,6 +162,7 @@ EXAMPLES = {
     p.argmin_p: Example(lambda x: lax.argmin(x, 0, np.int32), degree=0),
     # passes through
     p.neg_p: Example(lax.neg),
+    p.nextafter_p: Example(lax.nextafter, (M, M), POSITIVE),
     p.abs_p: Example(lax.abs),
     p.copy_p: Example(lambda x: jnp.array(x, copy=True)),
     p.stop_gradient_p: Example(p.stop_gradient_p.bind),
@@ -155,9 +189,29 @@ EXAMPLES = {
     p.reduce_window_max_p: window(lax.max, -np.inf),
     p.reduce_window_min_p: window(lax.min, np.inf),
     lax.optimization_barrier_p: Example(lambda x, y: lax.optimization_barrier((x, y)), (M, M)),
+    lax.unstack_p: Example(lambda x: tuple(jnp.unstack(x))),
+    lax.tile_p: Example(lambda x: jnp.tile(x, (2, 1))),
+    p.name_p: Example(lambda x: checkpoint_name(x, "x")),
+    p.device_put_p: Example(lambda x: jax.device_put(x, jax.devices()[0])),
+    p.sharding_constraint_p: Example(
+        lambda x: lax.with_sharding_constraint(
+            x, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        )
+    ),
+    p.approx_top_k_p: Example(lambda x: tuple(lax.approx_max_k(x, 3))),
+    p.select_and_scatter_add_p: Example(
+        pooling(lambda pool, x, y: jax.vjp(pool, x)[1](y)[0], lambda y: y[::2, ::2]),
+        (M, M),
+        degree=1,
+    ),
+    p.select_and_gather_add_p: Example(
+        pooling(lambda pool, x, y: jax.jvp(pool, (x,), (y,))[1], lambda y: y), (M, M)
+    ),
+    p.scatter_mul_p: replace(scatter(lax.scatter_mul), degree=None),
     # in its own dtype, at scale 1
+    "pure_callback": called_back(jax.pure_callback),
+    "io_callback": called_back(io_callback),
     p.bitcast_convert_type_p: Example(bitcast, degree=None),
-    p.nextafter_p: Example(lax.nextafter, (M, M), POSITIVE, degree=None),
     # opaque
     p.exp_p: opaque(lax.exp),
     p.exp2_p: opaque(lax.exp2),
@@ -174,6 +228,33 @@ EXAMPLES = {
     p.pow_p: opaque(lax.pow, (M, M), POSITIVE, narrow_reach=0),
     p.round_p: opaque(lax.round, reach=60),
     p.floor_p: opaque(lax.floor, reach=60),
+    p.ceil_p: opaque(lax.ceil, reach=60),
+    p.tan_p: opaque(lax.tan, reach=0, narrow_reach=0),
+    p.asin_p: opaque(lambda x: lax.asin(x / 8), reach=0, narrow_reach=0),
+    p.acos_p: opaque(lambda x: lax.acos(x / 8), reach=0, narrow_reach=0),
+    p.atan_p: opaque(lax.atan, reach=60),
+    p.sinh_p: opaque(lax.sinh),
+    p.cosh_p: opaque(lax.cosh),
+    p.asinh_p: opaque(lax.asinh, reach=30),
+    p.acosh_p: opaque(lambda x: lax.acosh(x + 4), data=POSITIVE, reach=30),
+    p.atanh_p: opaque(lambda x: lax.atanh(x / 8), reach=0, narrow_reach=0),
+    p.atan2_p: opaque(lax.atan2, (M, M), reach=30),
+    p.bessel_i0e_p: opaque(lax.bessel_i0e),
+    p.bessel_i1e_p: opaque(lax.bessel_i1e),
+    p.lgamma_p: opaque(lax.lgamma, data=POSITIVE),
+    p.digamma_p: opaque(lax.digamma, data=POSITIVE),
+    p.polygamma_p: replace(
+        opaque(lambda x: lax.polygamma(jnp.ones_like(x), x), data=POSITIVE), units=16
+    ),
+    p.zeta_p: opaque(lax.zeta, (M, M), POSITIVE),
+    p.igamma_p: opaque(lax.igamma, (M, M), POSITIVE),
+    p.igammac_p: opaque(lax.igammac, (M, M), POSITIVE),
+    p.igamma_grad_a_p: opaque(lax.igamma_grad_a, (M, M), POSITIVE),
+    p.regularized_incomplete_beta_p: opaque(
+        lambda a, b, x: lax.betainc(a, b, x / 8), (M, M, M), POSITIVE, reach=0, narrow_reach=0
+    ),
+    p.cumprod_p: opaque(lax.cumprod, reach=0, narrow_reach=0),
+    p.cumlogsumexp_p: opaque(lax.cumlogsumexp),
 }
 
 

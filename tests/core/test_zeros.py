@@ -160,3 +160,71 @@ def test_zero_carry_of_a_loop_takes_the_scale_of_what_is_added(way):
 
     xs = ScaledArray(jnp.ones((5, 2), jnp.float16), TINY)
     np.testing.assert_array_equal(true(way(scalify(total))(xs)) / TINY, [5, 5])
+
+
+def divided(x):
+    return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+
+
+def first_step(x):
+    return 0.1 * x / (jnp.sqrt(0.001 * x * x) + 1e-8)
+
+
+LIMITS = {
+    "x / 0": lambda x: x / jnp.zeros_like(x),
+    "0 / x": lambda x: jnp.zeros_like(x) / x,
+    "0 * inf": lambda x: (x * 0) * jnp.inf,
+    "sqrt(0)": lambda x: jnp.sqrt(x * 0) + x,
+    "log(0)": lambda x: jnp.log(x * 0),
+    "rsqrt(0)": lambda x: lax.rsqrt(x * 0),
+    "exp(0)": lambda x: jnp.exp(jnp.zeros_like(x) * x),
+    "power 0": lambda x: (lax.pow(x * 0, np.zeros((), x.dtype)), (x * 0) ** 0),
+    "products of nothing": lambda x: jnp.prod((x * 0)[:0]),
+    "sums of nothing": lambda x: jnp.sum(x[:0]) + x,
+    "variance of a constant": lambda x: jnp.var(jnp.full_like(x, 3.0) + x * 0),
+    "largest of nothing": lambda x: jnp.max(jnp.where(x > 1e9, x, -jnp.inf)),
+    "logsumexp of -inf": lambda x: jax.nn.logsumexp(x * 0 - jnp.inf),
+    "softmax of -inf": lambda x: jax.nn.softmax(jnp.full_like(x, -jnp.inf) + x * 0),
+    "softmax, lowest": lambda x: jax.nn.softmax(jnp.where(x > 0, x, jnp.finfo(x.dtype).min)),
+    "softmax, all lowest": lambda x: jax.nn.softmax(jnp.where(x > 1e9, x, jnp.finfo(x.dtype).min)),
+    "norm of zeros": divided,
+    "Adam": first_step,
+    "Adam of zeros": lambda x: first_step(x * 0),
+    "cumulative": lambda x: jnp.cumsum(jnp.where(x > 0, x, -jnp.inf)),
+    "clip": lambda x: (jnp.clip(x, -1e4, 1e4), jnp.minimum(x, 6), jnp.maximum(x, -1)),
+    "comparisons": lambda x: (x == 0, x != 0, x > 0, x < 1e-30),
+    "gradient of a norm": jax.grad(jnp.linalg.norm),
+    "updates of zeros": lambda x: jnp.zeros(8, x.dtype).at[1:5].set(x),
+    "sign of zero": lambda x: jnp.sign(x * 0),
+    "largest finite": lambda x: jnp.argmax(jnp.where(x > 0, x, -jnp.inf)),
+}
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-40, 0])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+@pytest.mark.parametrize("f", LIMITS.values(), ids=LIMITS.keys())
+def test_limits_are_those_of_plain_float32(way, f, dtype, exponent):
+    for values in ([1.0, 0.0, -2.0, 3.0], [0.0] * 4):
+        x = ScaledArray(jnp.asarray(values, dtype), 2.0**exponent)
+        with jax.numpy_dtype_promotion("standard"):
+            wanted, got = f(unscale(x, jnp.float32)), true(way(scalify(f))(x))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2.0**-8)
+
+
+@ways
+def test_a_known_number_is_never_rounded_to_zero(way):
+    x = ScaledArray(jnp.zeros(3, jnp.float16), 2.0**20)
+    for f in (lambda x: x / (x + 1e-8), lambda x: x / jnp.where(x == 0, 1, x)):
+        np.testing.assert_array_equal(true(way(scalify(f))(x)), [0, 0, 0])
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-20, 0, 20])
+def test_a_number_that_guards_a_division_does_not_crowd_out_the_rest(way, exponent):
+    x = ScaledArray(jnp.float16([0, 1, -2, 8]), 2.0**exponent)
+    got = way(scalify(lambda x: (x / jnp.where(x == 0, 1, x), jnp.hypot(x, x))))(x)
+    np.testing.assert_array_equal(true(got[0]), [0, 1, 1, 1])
+    hypotenuse = np.sqrt(np.float32(2)) * np.abs(true(x))
+    np.testing.assert_allclose(true(got[1]), hypotenuse, rtol=2.0**-9)

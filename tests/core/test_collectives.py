@@ -1,0 +1,56 @@
+"""Collectives: shards with scales of their own, or with one, meet as their true values do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from collective_examples import COLLECTIVES
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from scalify_cli.core import ScaledArray, scalify, unscale
+
+SHARDS = jnp.float16([[1, -2, 3], [0.5, 0, -4], [2, 2, 1], [-1, 3, 8]])
+names = pytest.mark.parametrize("name", COLLECTIVES, ids=str)
+
+
+def check_equal(got, wanted):
+    np.testing.assert_array_equal(np.float32(got), np.float32(wanted))
+
+
+@names
+@pytest.mark.parametrize("exponents", [(0, 0, 0, 0), (1, -1, 0, 2), (-33, -30, -36, -32)])
+def test_shards_with_scales_of_their_own(name, exponents):
+    f = COLLECTIVES[name]
+    scales = jnp.float32([2.0**k for k in exponents])
+    shards = ScaledArray.tree_unflatten(None, (SHARDS, scales))
+    function = jax.vmap(lambda x: unscale(scalify(f)(x), jnp.float32), axis_name="i")
+    true = SHARDS.astype(jnp.float32) * scales[:, None]
+    check_equal(function(shards), jax.vmap(f, axis_name="i")(true))
+
+
+@names
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("exponent", [-30, 4])
+def test_inside_a_mesh(name, tracked, exponent):
+    f = COLLECTIVES[name]
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+
+    def sharded(function):
+        specs = ScaledArray.tree_unflatten(None, (P("i"), P()))
+        whole = lambda x: unscale(function(x), jnp.float32)  # noqa: E731
+        return jax.jit(
+            jax.shard_map(whole, mesh=mesh, in_specs=(specs,), out_specs=P("i"), check_vma=tracked)
+        )
+
+    x = ScaledArray(SHARDS, jnp.float32(2.0**exponent))
+    wanted = sharded(lambda x: f(unscale(x, jnp.float32)))(x)
+    check_equal(sharded(scalify(f))(x), wanted)
+
+
+def test_a_sum_of_shards_is_divided_before_it_overflows():
+    shards = ScaledArray(jnp.full((64, 2), 2048, jnp.float16), 2.0)
+    axes = ScaledArray.tree_unflatten(None, (0, None))
+    total = jax.vmap(scalify(lambda x: jax.lax.psum(x, "i")), (axes,), axis_name="i")(shards)
+    check_equal(total.data, np.full((64, 2), 2.0**14))
+    check_equal(total.scale, np.full(64, 16))
