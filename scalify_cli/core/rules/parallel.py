@@ -63,7 +63,10 @@ def _shared(x, axes):
 
 def _varies(x, axes):
     """Whether JAX has tracked that x differs between the shards."""
-    return not getattr(jax.typeof(x), "vma", frozenset()).isdisjoint(axes)
+    kind = jax.typeof(x)
+    tracked = getattr(kind, "mat", None)  # a plain set in JAX before 0.10
+    varying = tracked.varying if tracked else getattr(kind, "vma", frozenset())
+    return not varying.isdisjoint(axes)
 
 
 RULES: dict[Any, Rule] = dict.fromkeys(
