@@ -140,8 +140,18 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     primitive = equation.primitive
     # `get_bind_params` turns the call jaxprs of higher-order primitives back into functions.
     params = primitive.get_bind_params({**equation.params, **changed})
+    if primitive.name == "pvary" and varies(operands[0], params["axes"]):
+        return list(operands)  # a scale that is computed together with others varies as they do
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def varies(x: Any, axes: Sequence[Any]) -> bool:
+    """Whether JAX has tracked, inside ``shard_map``, that x differs between the shards."""
+    kind = jax.typeof(x)
+    tracked = getattr(kind, "mat", None)  # a plain set in JAX before 0.10
+    varying = tracked.varying if tracked else getattr(kind, "vma", frozenset())
+    return not varying.isdisjoint(axes)
 
 
 def scan_again(

@@ -5,13 +5,12 @@ Some primitives have no public name but the one in a jaxpr; the table knows them
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import bind
+from scalify_cli.core.interpreter import bind, varies
 from scalify_cli.core.rules.families import Rule, binades, each_passes_through, in_own_dtype
 from scalify_cli.core.scale import Scale
 from scalify_cli.core.values import Scaled, at_scale, plain, promote, times
@@ -55,15 +54,10 @@ def _shared(x, axes):
     if x.scale is None or x.scale.static or not axes:
         return x
     exponent = jnp.asarray(x.scale.exponent(), jnp.int32)
-    if _varies(x.data, axes) and not _varies(exponent, axes):
+    if varies(x.data, axes) and not varies(exponent, axes):
         return x
     largest = Scale.unknown(lax.pmax(exponent, axes))
     return Scaled(at_scale(x, largest), largest)
-
-
-def _varies(x, axes):
-    """Whether JAX has tracked that x differs between the shards."""
-    return not getattr(jax.typeof(x), "vma", frozenset()).isdisjoint(axes)
 
 
 RULES: dict[Any, Rule] = dict.fromkeys(
