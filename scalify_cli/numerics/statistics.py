@@ -55,21 +55,21 @@ class Pool:
     """What leaves the device about a few tensors; all may have leading axes of iterations.
 
     ``counts`` int32 [tensors * 3 fates * 280 slots of the data] and ``exponents`` int32 [tensors];
-    float32 [blocks, rows], a row being 4096 elements of one tensor: ``amax``, and ``squares`` and
-    ``errors``, the sums of squares of the data and of the roundings times ``_shrink(amax)``.
+    ``data`` and ``errors`` (``rounded - data``) are pairs of float32 [blocks, rows], a row being
+    4096 elements of one tensor: amax, and the sum of squares of elements times ``_shrink(amax)``.
     """
 
     counts: Any
     exponents: Any
-    amax: Any
-    squares: Any
+    data: Any
     errors: Any
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
 
-_ARRAYS = ["counts", "exponents", "amax", "squares", "errors"]
-jax.tree_util.register_dataclass(Pool, _ARRAYS, ["names", "sizes"])
+jax.tree_util.register_dataclass(
+    Pool, ["counts", "exponents", "data", "errors"], ["names", "sizes"]
+)
 
 
 def measure(taps: Sequence[Tap]) -> Pool:
@@ -84,14 +84,14 @@ def measure(taps: Sequence[Tap]) -> Pool:
         start, stale, owner, low, high = block
         x, q = (_rows(part, start, stale, owner.size) for part in parts)
         slot = _slot(x) + _SLOTS * (_fate(x, q, low, high) + 3 * owner)
-        return counts.at[slot.ravel()].add(1, mode="promise_in_bounds"), _sums(x, q)
+        return counts.at[slot.ravel()].add(1, mode="promise_in_bounds"), (_sums(x), _sums(q - x))
 
     zeros = jnp.zeros(len(taps) * 3 * _SLOTS, jnp.int32)
     by_row = (x[..., None] for x in (owners, ranges[..., 0], ranges[..., 1]))
-    counts, (amax, squares, errors) = lax.scan(of_block, zeros, (inside, starts - inside, *by_row))
+    counts, (data, errors) = lax.scan(of_block, zeros, (inside, starts - inside, *by_row))
     exponents = jnp.stack([jnp.asarray(tap.exponent, jnp.int32) for tap in taps])
     names = tuple(tap.name for tap in taps)
-    return Pool(counts, exponents, amax, squares, errors, names, sizes)
+    return Pool(counts, exponents, data, errors, names, sizes)
 
 
 def statistics(pools: Sequence[Pool], name: str) -> Statistics:
@@ -198,20 +198,18 @@ def _fate(x: jax.Array, q: jax.Array, low: jax.Array, high: jax.Array) -> jax.Ar
     return jnp.where(overflows, _OVERFLOW, jnp.where(underflows, _UNDERFLOW, _HELD))
 
 
-def _sums(x: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``amax``, ``squares`` and ``errors`` of rows.
+def _sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest magnitude and the sum of squares of each row.
 
-    Each row is brought near 1 first: the squares of Adam's second moments do not fit in float32.
+    Rows are brought near 1 first: the squares of Adam's second moments do not fit in float32.
     """
     amax = jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), axis=1)
-    shrink = _shrink(amax)[:, None]
-    parts = [jnp.where(jnp.isfinite(part), part * shrink, 0) for part in (x, q - x)]
-    squares, errors = (jnp.sum(jnp.square(part), axis=1) for part in parts)
-    return amax, squares, errors
+    near_one = jnp.where(jnp.isfinite(x), x * _shrink(amax)[:, None], 0)
+    return amax, jnp.sum(jnp.square(near_one), axis=1)
 
 
 def _shrink(amax: Any) -> Any:
-    """The power of two that brings a float32 with this encoding between 1 and 4, if one does."""
+    """The power of two that brings a float32 between 1 and 4, if one does."""
     return (0x7F000000 - (amax.view(np.int32) & _INF)).clip(_NORMAL).view(np.float32)
 
 
@@ -221,12 +219,11 @@ def _of_tensor(pool: Pool, index: int) -> Statistics:
     exponents = np.asarray(pool.exponents).reshape(-1, tensors)[:, index]
     counts = np.asarray(pool.counts, np.int64).reshape(-1, tensors, 3, _SLOTS)[:, index]
     counts[:, _HELD, 0] -= np.sum(owned) * ROW - size
-    amax, squares, errors = (
-        np.asarray(x).reshape(-1, *owned.shape)[:, owned]
-        for x in (pool.amax, pool.squares, pool.errors)
+    (amax, sums), (most, errors) = (
+        [np.asarray(x).reshape(-1, *owned.shape)[:, owned] for x in pair]
+        for pair in (pool.data, pool.errors)
     )
     scale = np.ldexp(1.0, exponents)[:, None]
-    unit = np.square(scale / _shrink(amax))
     return {
         "counts": _binned(np.sum(counts, axis=1), exponents),
         "scale_exponent": int(np.max(exponents)),
@@ -234,8 +231,8 @@ def _of_tensor(pool: Pool, index: int) -> Statistics:
         "overflow": int(np.sum(counts[:, _OVERFLOW])),
         "underflow": int(np.sum(counts[:, _UNDERFLOW])),
         "amax": float(np.max(amax * scale)),
-        "sum_squares": float(np.sum(squares * unit)),
-        "error_squares": float(np.sum(errors * unit)),
+        "sum_squares": float(np.sum(sums * np.square(scale / _shrink(amax)))),
+        "error_squares": float(np.sum(errors * np.square(scale / _shrink(most)))),
     }
 
 

@@ -58,10 +58,10 @@ def test_names_come_in_the_order_of_computation():
 def test_the_order_of_computation_holds_across_loops_and_dtypes_and_out_of_jit():
     def f(x):
         y = named(x, "z").astype(jnp.float16)
-        y = lax.scan(lambda c, r: (c, named(r, "y")), 0, named(y, "x"))[1]
+        y = lax.scan(lambda c, r: (c, named(named(r, "y"), "c")), 0, named(y, "x"))[1]
         return named(named(y, "b") + 1, "a")
 
-    assert list(jax.jit(observe(f))(X)[1]) == ["z", "x", "y", "b", "a"]
+    assert list(jax.jit(observe(f))(X)[1]) == ["z", "x", "y", "c", "b", "a"]
 
 
 @pytest.mark.parametrize("pooled", [0, 30, 1 << 22])

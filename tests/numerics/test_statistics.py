@@ -170,6 +170,15 @@ def test_squares_beyond_float32_are_kept(magnitude):
     assert 40 < figures["snr_db"] <= SNR_CAP_DB
 
 
+def test_errors_far_larger_than_their_elements():
+    """As where a scaled moment too small for its format becomes the format's smallest number."""
+    sizes = module.ROW, module.ROW
+    data = np.repeat(np.float32([1, 2.0**-100]), sizes)
+    stats = on_host(data, 1.0, np.repeat(np.float32([1, 2.0**-24]), sizes))
+    assert stats["error_squares"] == pytest.approx(module.ROW * 2.0**-48)
+    assert stats["sum_squares"] == module.ROW
+
+
 def test_figures_of_the_hopeless_are_finite():
     for data in (np.zeros(3), np.zeros(0), np.full(3, np.nan), np.full(3, np.inf)):
         figures = summarise(on_host(data.astype(np.float32), 1.0, format="e4m3"))
