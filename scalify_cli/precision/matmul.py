@@ -177,9 +177,7 @@ def _batched(operands, axes, *, dimension_numbers, **params):
 
 
 rounded_dot_p = RuledPrimitive("rounded_dot_general")
-rounded_dot_p.scale_rule = contraction(
-    dot_size, lambda dtype: {"preferred_element_type": jnp.dtype(dtype)}
-)
+rounded_dot_p.scale_rule = contraction(dot_size)
 rounded_dot_p.def_impl(
     jax.jit(
         lambda x, y, **params: rounded_dot_p.bind(x, y, **params),
