@@ -222,8 +222,8 @@ class Exponents:
             if chosen:
                 scales = [requests[i].scale for i in chosen]
                 vector = convert(self._sums(scales), [scale.low for scale in scales])
-                for k, i in enumerate(chosen):
-                    results[i] = _element(vector, k)
+                for i, scalar in zip(chosen, jnp.unstack(vector), strict=False):  # one may be spare
+                    results[i] = scalar
         return results
 
     def _append(self, atoms: Sequence[Atom], value: Any) -> None:
