@@ -1,0 +1,159 @@
+"""What ``scalify`` costs on top of plain JAX: ``python -m benchmarks.transform``.
+
+For each program, plain and scalified, in one process: CPU seconds of trace and lowering and of
+compilation, instructions of the optimized HLO, and the step, interleaved. Only ratios are printed.
+"""
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from scalify_cli.core import as_scaled, scalify
+from scalify_cli.models.gpt import GPT
+from scalify_cli.training.optimizer import AdamW
+
+DTYPES = ("float32", "bfloat16", "float16")
+VOCABULARY, BATCH = 8192, 8
+
+
+class Program(NamedTuple):
+    """A training step over (parameters, moments), and a batch for it."""
+
+    update: Callable[[Any, Any], Any]
+    state: Any
+    batch: Any
+
+
+def trained(loss: Callable, parameters: Any, batch: Any) -> Program:
+    """value_and_grad and AdamW, as one writes them by hand."""
+    optimizer = AdamW().build(1000)
+
+    def update(state, batch):
+        parameters, moments = state
+        value, gradients = jax.value_and_grad(loss)(parameters, batch)
+        updates, moments = optimizer.update(gradients, moments, parameters)
+        return (optax.apply_updates(parameters, updates), moments), value
+
+    return Program(update, (parameters, optimizer.init(parameters)), batch)
+
+
+def gpt(dtype: Any, layers: int = 4) -> Program:
+    model = GPT(layers, 256, 4, 256).for_vocabulary(VOCABULARY)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, 257), np.int32)
+    return trained(model.loss, _cast(model.init(jax.random.key(0)), dtype), tokens)
+
+
+def mlp(dtype: Any) -> Program:
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = ((784, 1024), (1024, 1024), (1024, 10))
+    weights = [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(keys, sizes, strict=True)]
+
+    def loss(weights, batch):
+        x, labels = batch
+        for weight in weights[:-1]:
+            x = jax.nn.relu(x @ weight)
+        return -jnp.mean(jax.nn.log_softmax(x @ weights[-1])[jnp.arange(labels.size), labels])
+
+    batch = jax.random.normal(keys[0], (256, 784)), np.arange(256, dtype=np.int32) % 10
+    return trained(loss, _cast(weights, dtype), _cast(batch, dtype))
+
+
+def cnn(dtype: Any) -> Program:
+    keys = jax.random.split(jax.random.key(0), 3)
+    weights = [
+        jax.random.normal(keys[0], (3, 3, 3, 32)) / 5,
+        jax.random.normal(keys[1], (3, 3, 32, 32)) / 17,
+        jax.random.normal(keys[2], (32, 10)) / 6,
+    ]
+
+    def loss(weights, batch):
+        x, labels = batch
+        for kernel in weights[:-1]:
+            form = ("NHWC", "HWIO", "NHWC")
+            x = jax.nn.relu(lax.conv_general_dilated(x, kernel, (2, 2), "SAME", None, None, form))
+        logits = jnp.mean(x, (1, 2)) @ weights[-1]
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(labels.size), labels])
+
+    batch = jax.random.normal(keys[0], (32, 32, 32, 3)), np.arange(32, dtype=np.int32) % 10
+    return trained(loss, _cast(weights, dtype), _cast(batch, dtype))
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda x: x.astype(dtype) if floats(x) else x, tree)
+
+
+PROGRAMS = {
+    "gpt, 4 layers": gpt,
+    "gpt, 24 layers": lambda dtype: gpt(dtype, 24),
+    "mlp": mlp,
+    "cnn": cnn,
+}
+
+
+class Measured(NamedTuple):
+    """CPU seconds, HLO instructions, and the compiled step with its state."""
+
+    lower: float
+    compile: float
+    instructions: int
+    step: Any
+    state: Any
+
+
+def prepare(update: Callable, state: Any, batch: Any) -> Measured:
+    clock = time.process_time
+    start = clock()
+    lowered = jax.jit(update).trace(state, batch).lower()
+    middle = clock()
+    step = lowered.compile()
+    instructions = len(re.findall(r"^\s+(?:ROOT )?%\S+ = ", step.as_text(), re.MULTILINE))
+    return Measured(middle - start, clock() - middle, instructions, step, state)
+
+
+def seconds(measured: Measured, batch: Any) -> float:
+    start = time.process_time()
+    jax.block_until_ready(measured.step(measured.state, batch))
+    return time.process_time() - start
+
+
+def ratios(program: Program, rounds: int) -> list[float]:
+    """Ours over plain: step, compile, trace and lowering, instructions."""
+    prepare(lambda *args: program.update(*args), program.state, program.batch)  # JAX's own caches
+    plain = prepare(program.update, program.state, program.batch)
+    scaled = scalify(lambda *args: program.update(*args))
+    ours = prepare(scaled, as_scaled(program.state), program.batch)
+    both = [
+        (seconds(ours, program.batch), seconds(plain, program.batch)) for _ in range(rounds + 2)
+    ]
+    step = float(np.median([a / b for a, b in both[2:]]))
+    sizes = ours.instructions / plain.instructions
+    return [step, ours.compile / plain.compile, ours.lower / plain.lower, sizes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--program", choices=PROGRAMS, action="append")
+    parser.add_argument("--dtype", choices=DTYPES, action="append")
+    options = parser.parse_args()
+    print(f"{'program':16s} {'dtype':10s} {'step':>6s} {'compile':>8s} {'lower':>6s} {'HLO':>6s}")
+    for name in options.program or PROGRAMS:
+        for dtype in options.dtype or DTYPES:
+            row = ratios(PROGRAMS[name](jnp.dtype(dtype)), options.rounds)
+            print(f"{name:16s} {dtype:10s} " + " ".join(f"{x:7.2f}" for x in row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
