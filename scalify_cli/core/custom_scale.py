@@ -31,13 +31,17 @@ class custom_scale:
         functools.update_wrapper(self, function)
         self.function = function
         self.rule: Callable | None = None
+        self.traced = False
 
     def def_rule(self, rule: Callable) -> Callable:
-        """Set the rule; usable as a decorator."""
+        """Set the rule; usable as a decorator. What was compiled without it is forgotten."""
         self.rule = rule
+        if self.traced:
+            jax.clear_caches()
         return rule
 
     def __call__(self, *args: Any, **static: Any) -> Any:
+        self.traced = True
         function = functools.partial(self.function, **static)
         if self.rule is None:
             return function(*args)

@@ -52,6 +52,8 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
         ``ScaledArray``. Without scaled arguments it is f.
     """
 
+    rules = dict(rules)  # what is compiled once must not depend on later changes
+
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
         program = trace_call(f, args, kwargs)

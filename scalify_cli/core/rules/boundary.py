@@ -1,6 +1,6 @@
 """How values enter and leave the body of a loop, a branch or a call that is traced anew."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -89,34 +89,30 @@ def unstacked(x: Any) -> Any:
     return unstack(x) if isinstance(x, Scaled) else x
 
 
-def renewed(x: Any) -> Any:
-    """x for another trace: what has been computed from its scale stays behind."""
-    form = Form.of(x)
-    return form.join(form.split(x)) if form.kind == "unknown" else x
+def outer(values: Iterable[Any]) -> Callable[[], list[Any]]:
+    """Values that an inner trace closes over: what it computes from their scales stays there."""
+    values = list(map(unstacked, values))
+    forms = list(map(Form.of, values))
+    arrays = split(forms, values)
+    return lambda: joined(forms, arrays)
 
 
-class Row(NamedTuple):
+class Row:
     """A value that a scan runs over."""
 
-    whole: Any
-
-    @property
-    def arrays(self) -> tuple:
-        if isinstance(self.whole, Uniform):
-            return ()
-        if not isinstance(self.whole, Scaled):
-            return (self.whole,)
-        stacked = self.whole.stacked
-        return (self.whole.data,) if stacked is None else (self.whole.data, stacked)
+    def __init__(self, whole: Any):
+        self.form, self.exponent = Form.of(whole), ()
+        if isinstance(whole, Scaled) and whole.stacked is not None:
+            self.arrays = whole.data, whole.stacked
+        else:
+            arrays = self.form.split(whole)
+            self.arrays, self.exponent = arrays[:1], arrays[1:]
 
     def join(self, arrays: tuple) -> Any:
         """One iteration's part."""
-        if isinstance(self.whole, Uniform):
-            return replace(self.whole, shape=self.whole.shape[1:])
-        if len(arrays) == 2:
-            return Scaled(arrays[0], Scale.unknown(arrays[1]))
-        scaled = isinstance(self.whole, Scaled)
-        return renewed(self.whole).with_data(arrays[0]) if scaled else arrays[0]
+        if self.form.kind == "uniform":
+            return replace(self.form.known, shape=self.form.known.shape[1:])
+        return self.form.join((*arrays, *self.exponent))
 
 
 class Carry:

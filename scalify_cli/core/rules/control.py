@@ -24,7 +24,7 @@ from scalify_cli.core.rules.boundary import (
     advanced,
     common_form,
     joined,
-    renewed,
+    outer,
     split,
     unstacked,
 )
@@ -57,14 +57,14 @@ def scan(equation, *operands, run):
     """Every float carry is promoted: data and an exponent go round the loop."""
     params = equation.params
     first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts = [unstacked(x) for x in operands[:first]]
+    consts = outer(operands[:first])
     carries = [Carry(x) for x in operands[first:last]]
     rows = [Row(x) for x in operands[last:]]
     forms: list[Form] = []
 
     def body(carry, slices):
         values, parts = joined(carries, carry), joined(rows, slices)
-        outputs = run(params["jaxpr"], [*map(renewed, consts), *values, *parts])
+        outputs = run(params["jaxpr"], [*consts(), *values, *parts])
         stacked = outputs[len(carries) :]
         forms[:] = map(Form.of, stacked)
         return advanced(carries, values, outputs), split(forms, stacked)
@@ -89,17 +89,15 @@ def while_loop(equation, *operands, run):
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    consts = [unstacked(x) for x in operands[:last]]
+    tested, used = outer(operands[:first]), outer(operands[first:last])
     carries = [Carry(x) for x in operands[last:]]
 
     def holds(carry):
-        values = [*map(renewed, consts[:first]), *joined(carries, carry)]
-        return run(params["cond_jaxpr"], values)[0]
+        return run(params["cond_jaxpr"], [*tested(), *joined(carries, carry)])[0]
 
     def body(carry):
         values = joined(carries, carry)
-        outputs = run(params["body_jaxpr"], [*map(renewed, consts[first:]), *values])
-        return advanced(carries, values, outputs)
+        return advanced(carries, values, run(params["body_jaxpr"], [*used(), *values]))
 
     carry = lax.while_loop(settled(holds), settled(body), [x.arrays for x in carries])
     return joined(carries, carry)
