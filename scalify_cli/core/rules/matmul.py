@@ -40,7 +40,10 @@ def _divided(equation, x, y, shift, others):
     halved = operands[small].dtype in (jnp.float32, jnp.float64)
     if halved:
         operands[small] = _halved(operands[small], shift)
-    product = bind(equation, [*operands, *others], preferred_element_type=wide)[0]
+    params = {"preferred_element_type": wide}
+    if isinstance(equation.params.get("precision"), lax.DotAlgorithmPreset):
+        params["precision"] = None  # says how wide to accumulate, which is settled here
+    product = bind(equation, [*operands, *others], **params)[0]
     return product if halved else _halved(product, shift)
 
 
