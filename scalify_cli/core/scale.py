@@ -217,7 +217,7 @@ class Exponents:
         for atoms in levels:
             self._append(atoms, None)
         results: list[Any] = [None] * len(requests)
-        for dtype, convert in ((jnp.int32, lambda e, _: e), (jnp.float32, _exp2_once)):
+        for dtype, convert in ((jnp.int32, lambda e, _: e), (jnp.float32, exp2_once)):
             chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
             if chosen:
                 scales = [requests[i].scale for i in chosen]
@@ -313,7 +313,7 @@ def exp2(exponent: Any, low: int = 0) -> Any:
     return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
 
 
-def _exp2_once(exponent: Any, low: Sequence[int]) -> Any:
+def exp2_once(exponent: Any, low: Sequence[int]) -> Any:
     """``exp2`` with a division, which keeps XLA from repeating it in every loop that reads it."""
     high = np.full(exponent.shape, 2 * _BIAS + 1, np.int32)
     high[: len(low)] -= np.array(low, np.int32)

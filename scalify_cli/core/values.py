@@ -23,6 +23,7 @@ from scalify_cli.core.scale import (
     Scale,
     clip,
     exp2,
+    exp2_once,
     exponent_of_power,
     log2_floor,
     maximum,
@@ -198,8 +199,8 @@ def promote(x: Any) -> Scaled:
         return Scaled(x, ONE)
     wide = x.astype(wide_dtype(x.dtype))
     finite = jnp.where(jnp.isfinite(wide), wide, 0).astype(jnp.float32)
-    exponent = jnp.minimum(log2_floor(finite.reshape(())), -MIN_EXPONENT)
-    data = (wide * exp2(-exponent).astype(wide.dtype)).astype(x.dtype)
+    exponent = log2_floor(finite.reshape(()))
+    data = lax.div(wide, exp2(exponent).astype(wide.dtype)).astype(x.dtype)  # not repeated by XLA
     return Scaled(data, Scale.unknown(exponent))
 
 
@@ -264,6 +265,7 @@ def unstack(x: Scaled) -> Scaled:
     if x.stacked is None:
         return x
     largest = clip(jnp.max(x.stacked, initial=MIN_EXPONENT), MIN_EXPONENT, MAX_EXPONENT)
-    factors = lax.broadcast_in_dim(exp2(x.stacked - largest, low=1), x.shape, (0,))
+    factors = exp2_once(x.stacked - largest, [1] * x.stacked.size)
+    factors = lax.broadcast_in_dim(factors, x.shape, (0,))
     data = lax.mul(x.data.astype(jnp.float32), factors).astype(x.dtype)
     return Scaled(data, Scale.unknown(largest))
