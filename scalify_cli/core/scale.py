@@ -22,23 +22,35 @@ _MOST_PARTS, _FEW = 24, 3
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
 
 
+class Source:
+    """Run-time exponents that came from outside: an int32 scalar or vector, or a float32 scale."""
+
+    def __init__(self, array: Any):
+        self.array = array
+
+
 class Atom:
-    """One int32 exponent unknown while tracing: given as a scalar, or by a rule from scales.
+    """One int32 exponent unknown while tracing: a source's element, or made of scales by a rule.
 
     ``memo`` holds what has been asked of it so far. ``any``: it may be far below every other, as
     that of data which is all infinite.
     """
 
     def __init__(
-        self, value: Any = None, rule: str = "", operands: Sequence["Scale"] = (), any: bool = False
+        self,
+        source: Source | None = None,
+        index: int = 0,
+        rule: str = "",
+        operands: Sequence["Scale"] = (),
+        any: bool = False,
     ):
-        self.value, self.any = value, any
+        self.source, self.index, self.any = source, index, any
         self.rule, self.operands = rule, tuple(operands)
         self.memo: dict = {}
         below = [atom for scale in operands for atom, _ in scale.terms]
         self.depth: int = 1 + max(atom.depth for atom in below) if rule else 0
-        self.given: dict[Atom, None] = (
-            _merged(atom.given for atom in below) if rule else {self: None}
+        self.given: dict[Source, None] = (
+            {source: None} if source else _merged(atom.given for atom in below)
         )
 
 
@@ -56,9 +68,19 @@ class Scale:
         self.terms = terms
 
     @staticmethod
-    def unknown(exponent: Any, any: bool = False) -> "Scale":
-        """The scale 2**exponent for an int32 scalar that is known only at run time."""
-        return Scale(0, ((Atom(exponent, any=any), 1),))
+    def unknown(exponent: Any) -> "Scale":
+        """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself."""
+        return Scale._of(Atom(Source(exponent)))
+
+    @staticmethod
+    def elements(exponents: Any, any: bool = False) -> list["Scale"]:
+        """The scales 2**exponent for the elements of an int32 vector."""
+        source = Source(exponents)
+        return [Scale._of(Atom(source, i, any=any)) for i in range(np.size(exponents))]
+
+    @staticmethod
+    def _of(atom: Atom) -> "Scale":
+        return Scale(0, ((atom, 1),))
 
     @property
     def static(self) -> bool:
@@ -77,13 +99,11 @@ class Scale:
         return int(any(atom.any for atom, _ in self.terms))
 
     @property
-    def is_given(self) -> bool:
-        """Whether it is one number that came from outside, as it was."""
-        return (
-            self.constant == 0
-            and len(self.terms) == 1
-            and self._atom.depth == 0 == self.terms[0][1] - 1
-        )
+    def given(self) -> Any:
+        """The float32 scale that it is, as it came from outside; None if it is another."""
+        alone = self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1
+        source = self._atom.source if alone else None
+        return source.array if source and source.array.dtype == jnp.float32 else None
 
     @property
     def key(self) -> tuple:
@@ -126,26 +146,21 @@ class Scale:
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
-        if self.static:
-            return self.constant
-        return self._atom.value if self.is_given else self._requested(jnp.int32)
+        return self.constant if self.static else self._requested(jnp.int32)
 
     def factor(self) -> Any:
         """The scale as a float: Python's when static, else a float32 scalar."""
         if self.static:
             return 2.0 ** min(self.constant, MAX_EXPONENT) if self.constant >= MIN_EXPONENT else 0.0
-        return self._requested(jnp.float32)
+        given = self.given
+        return self._requested(jnp.float32) if given is None else given
 
     def _requested(self, dtype: Any) -> Any:
-        given = tuple(_merged(atom.given for atom, _ in self.terms))
-        request = lambda: exponent_p.bind(  # noqa: E731
-            *(atom.value for atom in given), scale=self, given=given, dtype=jnp.dtype(dtype)
-        )
-        return self._cached((dtype, self.key), request)
+        return self._cached((dtype, self.key), lambda: _request([self], dtype, ()))
 
     def _derived(self, rule: str, *operands: "Scale") -> "Scale":
         key = (rule, frozenset(scale.key for scale in operands))
-        return self._cached(key, lambda: Scale(0, ((Atom(rule=rule, operands=operands), 1),)))
+        return self._cached(key, lambda: Scale._of(Atom(rule=rule, operands=operands)))
 
     def _cached(self, key: Any, make: Callable[[], Any]) -> Any:
         memo = self._atom.memo
@@ -181,66 +196,106 @@ def _parts(scale: Scale) -> list[Scale]:
     """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
     for atom, n in scale.terms:
         if n == 1 and atom.rule == "maximum" and len(atom.operands) <= _MOST_PARTS:
-            rest = scale / Scale(0, ((atom, 1),))
+            rest = scale / Scale._of(atom)
             return [operand * rest for operand in atom.operands]
     return [scale]
 
 
 def select(which: Any, first: Scale, second: Scale) -> Scale:
     """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
-    return Scale(
-        0, ((Atom(rule="select", operands=(Scale.unknown(jnp.int32(which)), first, second)), 1),)
+    return Scale._of(Atom(rule="select", operands=(Scale.unknown(jnp.int32(which)), first, second)))
+
+
+def exponents(scales: Sequence[Scale | None]) -> Any:
+    """log2 of some scales as an int32 vector, nothing for none; any scale is the smallest."""
+    if not scales:
+        return ()
+    return _request([x or Scale(MIN_EXPONENT) for x in scales], jnp.int32, (len(scales),))
+
+
+def _request(scales: Sequence[Scale], dtype: Any, shape: tuple[int, ...]) -> Any:
+    given = tuple(_merged(atom.given for scale in scales for atom, _ in scale.terms))
+    arrays = (source.array for source in given)
+    return exponent_p.bind(
+        *arrays, scales=tuple(scales), given=given, dtype=jnp.dtype(dtype), shape=shape
     )
 
 
 class Request(NamedTuple):
-    """A scale needed at run time: as an int32 exponent or as a float32 factor."""
+    """Scales needed at run time: int32 exponents or float32 factors, of shape () or (n,)."""
 
-    scale: Scale
+    scales: tuple[Scale, ...]
     dtype: Any
+    shape: tuple[int, ...]
 
 
 class Exponents:
     """The int32 exponents of the atoms of a program, in one vector that grows as they are known."""
 
     def __init__(self):
-        self.given: dict[Atom, Any] = {}
-        self.place: dict[Atom, int] = {}
+        self.given: dict[Source, Any] = {}
+        self.place: dict[Any, int] = {}
         self.vector: Any = np.zeros(0, np.int32)
 
     def compute(self, requests: Sequence[Request]) -> list[Any]:
-        """The scalars asked for: a few alone, many in a few operations on vectors."""
-        levels = self._levels(request.scale for request in requests)
-        if not levels and len(requests) <= _FEW:
+        """What was asked for: a few scalars alone, many in a few operations on vectors."""
+        levels = self._levels(scale for request in requests for scale in request.scales)
+        scalars = all(request.shape == () for request in requests)
+        if scalars and not levels and len(requests) <= _FEW:
             return [self._alone(request) for request in requests]
-        self._append([atom for atom in self.given if atom not in self.place], self.given.get)
+        self._include([source for source in self.given if source not in self.place])
         for atoms in levels:
-            self._append(atoms, None)
+            self._append(self._derived(atoms), atoms)
         results: list[Any] = [None] * len(requests)
         for dtype, convert in ((jnp.int32, lambda e, _: e), (jnp.float32, exp2_once)):
             chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
-            if chosen:
-                scales = [requests[i].scale for i in chosen]
-                vector = convert(self._sums(scales), [scale.low for scale in scales])
-                for i, scalar in zip(chosen, jnp.unstack(vector), strict=False):  # one may be spare
-                    results[i] = scalar
+            chosen.sort(key=lambda i: requests[i].shape)
+            scales = [scale for i in chosen for scale in requests[i].scales]
+            if not chosen:
+                continue
+            vector = convert(self._sums(scales), [scale.low for scale in scales])
+            results_of = _taken_apart(vector, [requests[i].shape for i in chosen])
+            for i, result in zip(chosen, results_of, strict=True):
+                results[i] = result
         return results
 
-    def _append(self, atoms: Sequence[Atom], value: Any) -> None:
-        if not atoms:
-            return
-        new = jnp.stack([jnp.int32(value(x)) for x in atoms]) if value else self._derived(atoms)
-        self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
+    def _include(self, sources: Sequence[Source]) -> None:
+        """Adds what came from outside: scales, then single exponents, then vectors of them."""
+        values = [(source, self.given[source]) for source in sources]
+        floats = [(x, value) for x, value in values if value.dtype == jnp.float32]
+        single = [(x, v) for x, v in values if v.dtype != jnp.float32 and v.ndim == 0]
+        if floats:
+            scales = jnp.stack([value for _, value in floats])
+            self._append(exponent_of_power(scales), [x for x, _ in floats])
+        if single:
+            self._append(
+                jnp.stack([jnp.int32(value) for _, value in single]), [x for x, _ in single]
+            )
+        for source, value in values:
+            if value.ndim:
+                self._append(value, [source])
+
+    def _append(self, new: Any, members: Sequence[Any]) -> None:
+        self.place |= {member: self.vector.size + i for i, member in enumerate(members)}
         self.vector = lax.concatenate([self.vector, new], 0) if self.vector.size else new
 
     def _alone(self, request: Request) -> Any:
-        exponent: Any = np.int32(request.scale.constant)
-        for atom, n in request.scale.terms:
-            one = (
-                self.given[atom] if atom in self.given else _element(self.vector, self.place[atom])
-            )
-            exponent = exponent + one * np.int32(n)
-        return exponent if request.dtype == jnp.int32 else exp2(exponent, request.scale.low)
+        [scale] = request.scales
+        exponent: Any = np.int32(scale.constant)
+        for atom, n in scale.terms:
+            exponent = exponent + self._one(atom) * np.int32(n)
+        return exponent if request.dtype == jnp.int32 else exp2(exponent, scale.low)
+
+    def _one(self, atom: Atom) -> Any:
+        if not atom.source:
+            return _element(self.vector, self.place[atom])
+        value = self.given[atom.source]
+        if value.dtype == jnp.float32:
+            return exponent_of_power(value)
+        return _element(value, atom.index) if value.ndim else value
+
+    def _position(self, atom: Atom) -> int:
+        return self.place[atom.source] + atom.index if atom.source else self.place[atom]
 
     def _levels(self, scales: Iterable[Scale]) -> list[list[Atom]]:
         """The derived atoms still to be computed, each level from those before it."""
@@ -272,7 +327,7 @@ class Exponents:
         matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
         for column, scale in enumerate(scales):
             for atom, n in scale.terms:
-                matrix[self.place[atom], column] = n
+                matrix[self._position(atom), column] = n
         constants = [scale.constant for scale in scales] + [0] * (matrix.shape[1] - len(scales))
         return self.vector @ matrix + np.array(constants, np.int32)
 
@@ -291,16 +346,27 @@ RULES = {
 """What a derived atom is, from its operands' exponents: one row an operand, one column an atom."""
 
 
-def _computed(*values: Any, scale: Scale, given: tuple[Atom, ...], dtype: Any) -> Any:
+def _taken_apart(vector: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Its first scalars, then its slices, as the shapes say."""
+    scalars = sum(shape == () for shape in shapes)
+    results = list(jnp.unstack(lax.slice(vector, (0,), (scalars,)))) if scalars else []
+    start = scalars
+    for (size,) in shapes[scalars:]:
+        results.append(lax.slice(vector, (start,), (start + size,)))
+        start += size
+    return results
+
+
+def _computed(*values: Any, given: tuple[Source, ...], **request: Any) -> Any:
     exponents = Exponents()
     exponents.given |= zip(given, values, strict=True)
-    return exponents.compute([Request(scale, dtype)])[0]
+    return exponents.compute([Request(**request)])[0]
 
 
 exponent_p = jex.Primitive("exponent")
 """A scale asked for; ``settled`` computes many of them together."""
 exponent_p.def_impl(_computed)
-exponent_p.def_abstract_eval(lambda *_, dtype, **__: ShapedArray((), dtype))
+exponent_p.def_abstract_eval(lambda *_, dtype, shape, **__: ShapedArray(shape, dtype))
 mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
 
 
@@ -323,7 +389,7 @@ def exp2_once(exponent: Any, low: Sequence[int]) -> Any:
 
 
 def exponent_of_power(x: Any) -> Any:
-    """log2 of a float32 scalar that is a power of two, from its exponent bits."""
+    """log2 of float32 powers of two, from their exponent bits."""
     bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
     return lax.shift_right_logical(bits, np.int32(_MANTISSA_BITS)) - np.int32(_BIAS)
 

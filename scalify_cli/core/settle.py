@@ -65,5 +65,6 @@ class _Evaluation:
             self.exponents.given |= zip(
                 equation.params["given"], self.read(equation.invars), strict=True
             )
-        requests = [Request(e.params["scale"], e.params["dtype"]) for e in ready]
+        names = Request._fields
+        requests = [Request(*(e.params[name] for name in names)) for e in ready]
         self.write([e.outvars[0] for e in ready], self.exponents.compute(requests))

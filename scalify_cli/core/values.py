@@ -9,7 +9,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +22,8 @@ from scalify_cli.core.scale import (
     MIN_EXPONENT,
     ONE,
     Scale,
-    clip,
     exp2,
     exp2_once,
-    exponent_of_power,
     log2_floor,
     maximum,
     minimum,
@@ -38,15 +37,15 @@ _HEADROOM = 7  # binades that values of a narrow dtype give up to a known number
 class Scaled:
     """The value ``data * scale`` inside a trace. ``scale=None``: only zeros, infinities or NaN.
 
-    ``stacked``: int32 exponents [length] of a loop's outputs that have one scale an iteration;
-    they are brought to one scale only when something else than a loop reads them.
+    ``stacked``: where the scales of a loop's outputs are that have one an iteration; they are
+    brought to one scale only when something else than a loop reads them.
 
     ``loose``: made of plain arrays and known numbers only; it leaves the program as a plain array.
     """
 
     data: Any
     scale: Scale | None
-    stacked: Any = None
+    stacked: "Column | None" = None
     loose: bool = False
 
     @property
@@ -120,7 +119,7 @@ def enter(x: Any) -> Any:
     if not isinstance(x, ScaledArray):
         return x
     if isinstance(x.scale, Tracer):
-        return Scaled(x.data, Scale.unknown(exponent_of_power(x.scale)))
+        return Scaled(x.data, Scale.unknown(x.scale))
     return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
 
 
@@ -148,7 +147,7 @@ def leave(x: Any) -> Any:
     if x.loose:
         return plain(x)
     x = unstack(x)
-    x = x if x.scale is not None and x.scale.is_given else bounded(x)
+    x = x if x.scale is not None and x.scale.given is not None else bounded(x)
     return ScaledArray.tree_unflatten(None, (x.data, jnp.float32(x.scale.factor())))
 
 
@@ -157,11 +156,6 @@ def bounded(x: Scaled) -> Any:
     scale = Scale(MIN_EXPONENT) if x.scale is None else x.scale
     held = scale.clamped()
     return Scaled(x.data if held == scale else times(x.data, scale / held), held)
-
-
-def exponent_of(x: Scaled) -> Any:
-    """log2 of the scale; any scale is the smallest, so that it never wins a maximum."""
-    return MIN_EXPONENT if x.scale is None else x.scale.exponent()
 
 
 def constant(x: Any) -> Any:
@@ -260,12 +254,46 @@ def largest(scales: Sequence[Scale | None]) -> Scale | None:
     return maximum(known) if known else None
 
 
+class Stack:
+    """Int32 exponents [length, count] of a loop's outputs: one an iteration for each output."""
+
+    def __init__(self, exponents: Any):
+        self.exponents = exponents
+
+    @cached_property
+    def largest(self) -> list[Scale]:
+        """The scale that each output has as a whole."""
+        return Scale.elements(self._largest)
+
+    @cached_property
+    def _largest(self) -> Any:
+        largest = jnp.max(self.exponents, 0, initial=MIN_EXPONENT)
+        return lax.clamp(np.int32(MIN_EXPONENT), largest, np.int32(MAX_EXPONENT))
+
+    @cached_property
+    def factors(self) -> Any:
+        """What brings each iteration to it, [length, count]."""
+        exponents = self.exponents - self._largest[None]
+        flat = exp2_once(exponents.reshape(-1), [1] * exponents.size)
+        return flat.reshape(exponents.shape)
+
+
+class Column(NamedTuple):
+    """One output's part of a ``Stack``."""
+
+    stack: Stack
+    index: int
+
+    @property
+    def exponents(self) -> Any:
+        return self.stack.exponents[:, self.index]
+
+
 def unstack(x: Scaled) -> Scaled:
     """One scale for a loop's stacked outputs: the largest."""
     if x.stacked is None:
         return x
-    largest = clip(jnp.max(x.stacked, initial=MIN_EXPONENT), MIN_EXPONENT, MAX_EXPONENT)
-    factors = exp2_once(x.stacked - largest, [1] * x.stacked.size)
-    factors = lax.broadcast_in_dim(factors, x.shape, (0,))
+    stack, index = x.stacked
+    factors = lax.broadcast_in_dim(stack.factors[:, index], x.shape, (0,))
     data = lax.mul(x.data.astype(jnp.float32), factors).astype(x.dtype)
-    return Scaled(data, Scale.unknown(largest))
+    return Scaled(data, stack.largest[index])

@@ -213,7 +213,7 @@ class _Recorder:
 def _scale(x: Scaled) -> tuple[str, list]:
     """The kind of x's scale, and its log2."""
     if x.stacked is not None:
-        return "run time", [x.stacked]
+        return "run time", [x.stacked.exponents]
     if x.scale is None:
         return "any", []
     return "static" if x.scale.static else "run time", [x.scale.exponent()]

@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from scalify_cli.core.scale import MAX_EXPONENT, MIN_EXPONENT, Scale, clip, exp2, log2_floor
+from scalify_cli.core.scale import (
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    Scale,
+    clip,
+    exp2,
+    exponents,
+    log2_floor,
+)
 from scalify_cli.core.scaled_array import is_float, wide_dtype
-from scalify_cli.core.values import Scaled, Uniform, exponent_of, plain, promote, unstack
+from scalify_cli.core.values import Column, Scaled, Stack, Uniform, plain, promote, unstack
 
 _LOW, _HIGH = -6, 4  # binades in which a carry's largest magnitude may drift between iterations
 
@@ -19,7 +27,7 @@ class Form(NamedTuple):
     """What is static about a value, the rest of which crosses a boundary as arrays.
 
     ``kind`` is *uniform* (no array), *plain* (one), *known* (data at the scale ``known``) or
-    *unknown* (data and an int32 exponent).
+    *unknown* (data, and an exponent in a vector shared with other values).
     """
 
     kind: str
@@ -34,31 +42,15 @@ class Form(NamedTuple):
         static = x.stacked is None and (x.scale is None or x.scale.static)
         return Form("known", x.scale) if static else Form("unknown")
 
-    @property
-    def width(self) -> int:
-        """The number of arrays."""
-        return {"uniform": 0, "unknown": 2}.get(self.kind, 1)
+    def data(self, x: Any) -> Any:
+        """The array of x in this form."""
+        return plain(x) if self.kind == "plain" else promote(x).data
 
-    def split(self, x: Any) -> tuple:
-        """The arrays of x in this form."""
-        if self.kind == "uniform":
-            return ()
-        if self.kind == "plain":
-            return (plain(x),)
-        x = promote(x)
-        return (x.data,) if self.kind == "known" else (x.data, jnp.int32(exponent_of(x)))
-
-    def join(self, arrays: tuple) -> Any:
+    def join(self, data: Any, scale: Scale | None) -> Any:
         """The value again, on the other side."""
         if self.kind in ("uniform", "plain"):
-            return arrays[0] if arrays else self.known
-        return Scaled(arrays[0], self.known if len(arrays) == 1 else Scale.unknown(arrays[1]))
-
-    def gather(self, arrays: tuple, length: int) -> Any:
-        """A loop's outputs of all iterations; one exponent an iteration where it is unknown."""
-        if self.kind == "uniform":
-            return replace(self.known, shape=(length, *self.known.shape))
-        return Scaled(arrays[0], None, stacked=arrays[1]) if len(arrays) == 2 else self.join(arrays)
+            return data if self.kind == "plain" else self.known
+        return Scaled(data, self.known if self.kind == "known" else scale)
 
 
 def common_form(forms: tuple[Form, ...]) -> Form:
@@ -74,14 +66,37 @@ def common_form(forms: tuple[Form, ...]) -> Form:
     return Form("known", next(iter(known), None)) if static else Form("unknown")
 
 
-def split(forms: Sequence[Form], values: Iterable[Any]) -> list[tuple]:
-    """The arrays of some values."""
-    return [form.split(x) for form, x in zip(forms, values, strict=True)]
+def split(forms: Sequence[Form], values: Iterable[Any]) -> tuple:
+    """The arrays of some values: their data, and a vector of the exponents that are unknown."""
+    pairs = [pair for pair in zip(forms, values, strict=True) if pair[0].kind != "uniform"]
+    unknown = [promote(x).scale for form, x in pairs if form.kind == "unknown"]
+    return [form.data(x) for form, x in pairs], exponents(unknown)
 
 
-def joined(forms: Sequence[Any], arrays: Sequence[tuple]) -> list[Any]:
-    """The values again; also of a loop's carries and rows, inside it."""
-    return [form.join(x) for form, x in zip(forms, arrays, strict=True)]
+def joined(forms: Sequence[Form], arrays: tuple, any: bool = False) -> list[Any]:
+    """The values again; ``any`` where a scale may be far below every other."""
+    data, scales = iter(arrays[0]), iter(Scale.elements(arrays[1], any))
+    return [
+        form.join(
+            None if form.kind == "uniform" else next(data),
+            next(scales) if form.kind == "unknown" else None,
+        )
+        for form in forms
+    ]
+
+
+def gathered(forms: Sequence[Form], arrays: tuple, length: int) -> list[Any]:
+    """A loop's outputs of all iterations; one exponent an iteration where it is unknown."""
+    data, stack = iter(arrays[0]), Stack(arrays[1])
+    columns = (Column(stack, i) for i in range(len(forms)))
+    return [
+        replace(form.known, shape=(length, *form.known.shape))
+        if form.kind == "uniform"
+        else Scaled(next(data), None, stacked=next(columns))
+        if form.kind == "unknown"
+        else form.join(next(data), None)
+        for form in forms
+    ]
 
 
 def unstacked(x: Any) -> Any:
@@ -97,63 +112,62 @@ def outer(values: Iterable[Any]) -> Callable[[], list[Any]]:
     return lambda: joined(forms, arrays)
 
 
-class Row:
-    """A value that a scan runs over."""
+class Rows:
+    """What a scan runs over."""
 
-    def __init__(self, whole: Any):
-        self.form, self.exponent = Form.of(whole), ()
-        if isinstance(whole, Scaled) and whole.stacked is not None:
-            self.arrays = whole.data, whole.stacked
-        else:
-            arrays = self.form.split(whole)
-            self.arrays, self.exponent = arrays[:1], arrays[1:]
+    def __init__(self, values: Sequence[Any]):
+        self.columns = [x.stacked if isinstance(x, Scaled) else None for x in values]
+        pairs = zip(values, self.columns, strict=True)
+        whole = [replace(x, stacked=None) if column else x for x, column in pairs]
+        self.forms = [Form.of(x) for x in whole]
+        self.stacks = list({c.stack: None for c in self.columns if c})
+        data, self.outside = split(self.forms, whole)
+        self.arrays = data, [stack.exponents for stack in self.stacks]
 
-    def join(self, arrays: tuple) -> Any:
-        """One iteration's part."""
-        if self.form.kind == "uniform":
-            return replace(self.form.known, shape=self.form.known.shape[1:])
-        return self.form.join((*arrays, *self.exponent))
+    def join(self, arrays: tuple) -> list[Any]:
+        """One iteration's parts."""
+        data, rows = arrays
+        scales = dict(zip(self.stacks, map(Scale.elements, rows), strict=True))
+        parts = joined(self.forms, (data, self.outside))
+        return [
+            Scaled(x.data, scales[column.stack][column.index]) if column else _part(x)
+            for x, column in zip(parts, self.columns, strict=True)
+        ]
 
 
-class Carry:
-    """A loop's state: data and an exponent for a float.
+def _part(x: Any) -> Any:
+    return replace(x, shape=x.shape[1:]) if isinstance(x, Uniform) else x
+
+
+def carried(initial: Sequence[Any]) -> list[Form]:
+    """The forms of a loop's state: data and an exponent for a float."""
+    return [Form("unknown" if is_float(x) else "plain") for x in initial]
+
+
+def advanced(forms: Sequence[Form], before: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+    """The state after an iteration, from its first outputs.
 
     Static rules let a scale drift away from the values by some binades an iteration, so a carry
     is measured at the end of each, and brought back where it has drifted far.
     """
-
-    def __init__(self, initial: Any):
-        self.form = Form("unknown" if is_float(initial) else "plain")
-        self.arrays = self.form.split(initial)
-
-    def join(self, arrays: tuple) -> Any:
-        """The value, from the arrays that go round the loop or come out of it."""
-        if self.form.kind == "plain":
-            return arrays[0]
-        return Scaled(arrays[0], Scale.unknown(arrays[1], any=True))
-
-    def next(self, before: Any, x: Any) -> tuple:
-        """The arrays that start the next iteration."""
-        unchanged = self.form.kind == "plain" or x is before
-        return self.form.split(x) if unchanged else _near_one(promote(x))
+    return [
+        x if form.kind == "plain" or x is old else _near_one(promote(x))
+        for form, old, x in zip(forms, before, outputs, strict=False)
+    ]
 
 
-def _near_one(x: Scaled) -> tuple:
-    """Data whose largest finite magnitude is near 1, and an exponent that float32 holds.
+def _near_one(x: Scaled) -> Scaled:
+    """x with its largest finite magnitude near 1, at a scale that float32 holds.
 
     What is beyond float32 becomes infinite, as it would in plain JAX.
     """
     wide = x.data.astype(wide_dtype(x.dtype))
     largest = log2_floor(jnp.max(jnp.where(jnp.isfinite(wide), jnp.abs(wide), 0), initial=0))
     drift = largest - clip(largest, _LOW, _HIGH)
-    exponent = jnp.int32(exponent_of(x))
+    exponent = jnp.int32(MIN_EXPONENT if x.scale is None else x.scale.exponent())
     held = clip(exponent + drift, MIN_EXPONENT, MAX_EXPONENT)
     wide = wide * exp2(exponent - held).astype(wide.dtype)
     limit = exp2(np.int32(MAX_EXPONENT + 1) - held).astype(wide.dtype)
     infinite = lax.sign(wide) * np.asarray(np.inf, wide.dtype)
-    return jnp.where(jnp.abs(wide) < limit, wide, infinite).astype(x.dtype), held
-
-
-def advanced(carries: Sequence[Carry], before: Sequence[Any], outputs: Sequence[Any]) -> list:
-    """The carries' arrays after an iteration, from its first outputs."""
-    return [c.next(old, x) for c, old, x in zip(carries, before, outputs, strict=False)]
+    data = jnp.where(jnp.abs(wide) < limit, wide, infinite).astype(x.dtype)
+    return Scaled(data, Scale.unknown(held))

@@ -18,17 +18,18 @@ from jax.sharding import PartitionSpec, Sharding
 
 from scalify_cli.core.interpreter import CALLED_JAXPR, switch_again
 from scalify_cli.core.rules.boundary import (
-    Carry,
     Form,
-    Row,
+    Rows,
     advanced,
+    carried,
     common_form,
+    gathered,
     joined,
     outer,
     split,
     unstacked,
 )
-from scalify_cli.core.scale import Scale
+from scalify_cli.core.scale import ONE, Scale, exponents
 from scalify_cli.core.settle import settled
 from scalify_cli.core.values import Scaled, bounded, plain, promote, times
 
@@ -57,31 +58,25 @@ def scan(equation, *operands, run):
     """Every float carry is promoted: data and an exponent go round the loop."""
     params = equation.params
     first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts = outer(operands[:first])
-    carries = [Carry(x) for x in operands[first:last]]
-    rows = [Row(x) for x in operands[last:]]
-    forms: list[Form] = []
+    consts, initial, rows = outer(operands[:first]), operands[first:last], Rows(operands[last:])
+    state, forms = carried(initial), []
 
     def body(carry, slices):
-        values, parts = joined(carries, carry), joined(rows, slices)
-        outputs = run(params["jaxpr"], [*consts(), *values, *parts])
-        stacked = outputs[len(carries) :]
+        values = joined(state, carry, any=True)
+        outputs = run(params["jaxpr"], [*consts(), *values, *rows.join(slices)])
+        stacked = outputs[len(state) :]
         forms[:] = map(Form.of, stacked)
-        return advanced(carries, values, outputs), split(forms, stacked)
+        return split(state, advanced(state, values, outputs)), split(forms, stacked)
 
     carry, stacked = lax.scan(
         settled(body),
-        [x.arrays for x in carries],
-        [x.arrays for x in rows],
+        split(state, initial),
+        rows.arrays,
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    outputs = zip(forms, stacked, strict=True)
-    return [
-        *joined(carries, carry),
-        *(form.gather(arrays, params["length"]) for form, arrays in outputs),
-    ]
+    return [*joined(state, carry, any=True), *gathered(forms, stacked, params["length"])]
 
 
 def while_loop(equation, *operands, run):
@@ -89,18 +84,19 @@ def while_loop(equation, *operands, run):
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    tested, used = outer(operands[:first]), outer(operands[first:last])
-    carries = [Carry(x) for x in operands[last:]]
+    tested, used, initial = outer(operands[:first]), outer(operands[first:last]), operands[last:]
+    state = carried(initial)
 
     def holds(carry):
-        return run(params["cond_jaxpr"], [*tested(), *joined(carries, carry)])[0]
+        return run(params["cond_jaxpr"], [*tested(), *joined(state, carry, any=True)])[0]
 
     def body(carry):
-        values = joined(carries, carry)
-        return advanced(carries, values, run(params["body_jaxpr"], [*used(), *values]))
+        values = joined(state, carry, any=True)
+        outputs = run(params["body_jaxpr"], [*used(), *values])
+        return split(state, advanced(state, values, outputs))
 
-    carry = lax.while_loop(settled(holds), settled(body), [x.arrays for x in carries])
-    return joined(carries, carry)
+    carry = lax.while_loop(settled(holds), settled(body), split(state, initial))
+    return joined(state, carry, any=True)
 
 
 def cond(equation, which, *operands, run):
@@ -113,7 +109,7 @@ def cond(equation, which, *operands, run):
         return settled(lambda *arrays: split(forms, map(_bounded, forms, body(*arrays))))
 
     arguments = [plain(which), *traced[0].arguments]
-    return joined(forms, switch_again(equation, arguments, [branch(body) for body in traced]))
+    return joined(forms, switch_again(equation, arguments, list(map(branch, traced))))
 
 
 def remat(equation, *operands, run):
@@ -132,26 +128,25 @@ def shard_map(equation, *operands, run):
     inputs = [Form.of(x) for x in values]
     forms: list[Form] = []
 
-    def body(*arrays):
-        outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), joined(inputs, arrays))
+    def body(data, scales):
+        outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), joined(inputs, (data, scales)))
         outputs = [_on_every_shard(x, params) for x in outputs]
         forms[:] = map(Form.of, outputs)
-        return list(map(_padded, split(forms, outputs), outputs))
+        return list(map(_array, forms, outputs)), exponents(list(map(_scale, forms, outputs)))
 
-    arrays = split(inputs, values)
     specs = [
-        (spec, PartitionSpec())[: len(x)]
-        for spec, x in zip(params["in_specs"], arrays, strict=True)
+        s for s, form in zip(params["in_specs"], inputs, strict=True) if form.kind != "uniform"
     ]
-    results = jax.shard_map(
+    data, scales = jax.shard_map(
         settled(body),
         mesh=params["mesh"],
-        in_specs=tuple(specs),
-        out_specs=[(spec, PartitionSpec()) for spec in params["out_specs"]],
+        in_specs=(specs, PartitionSpec()),
+        out_specs=(list(params["out_specs"]), PartitionSpec()),
         axis_names=params["newly_manual_axes"],
         check_vma=params["check_vma"],
-    )(*arrays)
-    return [form.join(pair[: form.width]) for form, pair in zip(forms, results, strict=True)]
+    )(*split(inputs, values))
+    pairs = zip(forms, data, Scale.elements(scales), strict=True)
+    return [form.join(x, scale) for form, x, scale in pairs]
 
 
 def without_consts(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
@@ -200,9 +195,13 @@ def _bounded(form: Form, x: Any) -> Any:
     return bounded(promote(x)) if form.kind == "unknown" else x
 
 
-def _padded(arrays: tuple, x: Any) -> tuple:
-    """Two arrays whatever the form: the specs of a result are needed before it is traced."""
-    return (*(arrays or (plain(x),)), jnp.int32(0))[:2]
+def _array(form: Form, x: Any) -> Any:
+    """One array whatever the form: the specs of a result are needed before it is traced."""
+    return plain(x) if form.kind == "uniform" else form.data(x)
+
+
+def _scale(form: Form, x: Any) -> Scale:
+    return x.scale if form.kind == "unknown" else ONE
 
 
 CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
