@@ -17,6 +17,7 @@ from scalify_cli.core.literals import true_literals
 from scalify_cli.core.rules import RULES as TABLE
 from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
 from scalify_cli.core.rules.families import fallback
+from scalify_cli.core.rules.patterns import Patterns
 from scalify_cli.core.scaled_array import is_float, is_scaled
 from scalify_cli.core.settle import settled
 from scalify_cli.core.values import Entrance, Scaled, Uniform, constant, leave, plain
@@ -97,11 +98,14 @@ def run(
         value = constant(atom.val)
         return replace(value, value=exact[id(atom)]) if id(atom) in exact else value
 
+    patterns = Patterns(closed.jaxpr)
+
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        return _apply(equation, operands, rules, inner)
+        outputs = _apply(equation, patterns.guarded(equation, operands), rules, inner)
+        return patterns.gated(equation, outputs)
 
     consts = [constant(x) for x in closed.consts]
-    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal)
+    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
 
 
 def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:

@@ -100,20 +100,20 @@ RULES |= dict.fromkeys(
     compares,
 )
 RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
-RULES |= dict.fromkeys(
+SATURATING = frozenset(
     (
         *(p.sin_p, p.tanh_p, p.erf_p, p.erf_inv_p, p.log1p_p, p.bessel_i1e_p),
         *(p.asin_p, p.atan_p, p.asinh_p, p.atanh_p),
-    ),
-    saturates(shrinks=True),
+    )
 )
-RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), saturates(shrinks=False))
-RULES |= dict.fromkeys(
+OPAQUE = frozenset(
     (
         *(p.exp_p, p.exp2_p, p.expm1_p, p.log_p, p.logistic_p, p.erfc_p, p.atan2_p),
         *(p.cos_p, p.tan_p, p.acos_p, p.sinh_p, p.cosh_p, p.acosh_p, p.bessel_i0e_p),
         *(p.lgamma_p, p.digamma_p, p.polygamma_p, p.zeta_p, p.regularized_incomplete_beta_p),
         *(p.igamma_p, p.igammac_p, p.igamma_grad_a_p),
-    ),
-    opaque,
+    )
 )
+RULES |= dict.fromkeys(SATURATING, saturates(shrinks=True))
+RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), saturates(shrinks=False))
+RULES |= dict.fromkeys(OPAQUE, opaque)

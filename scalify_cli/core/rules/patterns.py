@@ -1,0 +1,181 @@
+"""Functions that take several equations, found in jaxprs as ``jax.nn`` and models write them.
+
+* *Activations and softmax*: where an opaque function is applied to a polynomial of one array, as in
+  ``gelu``, ``silu``, ``softmax`` and ``logsumexp``, that array is made true once, so that all that
+  follows, derivatives too, has scales known while tracing. A narrow dtype could not hold it.
+* *Gates*: an array times a bounded function of itself (``gelu``, ``silu``), the square of what is
+  positive (``relu²``) and a gate times another array (``swiglu``) keep the array's scale (Scalify,
+  section 3.2.1).
+* *Guards*: the ε of a norm or of Adam is added at the scale of what it guards, relative to its true
+  value, so that ``x * rsqrt(var(x) + ε)`` has scale 1.
+
+A pattern changes how a value is split, never the value.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend import core as jex
+from jax.extend.core import primitives as p
+
+from scalify_cli.core.interpreter import CALLED_JAXPR, live_equations
+from scalify_cli.core.rules.arithmetic import OPAQUE, SATURATING
+from scalify_cli.core.scale import ONE, Scale, maximum, minimum
+from scalify_cli.core.scaled_array import is_float
+from scalify_cli.core.values import Scaled, Uniform, at_scale, is_narrow, promote, true_values
+
+_SHAPES = {p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.convert_element_type_p}
+_LINEAR = _SHAPES | {p.neg_p, p.copy_p, p.stop_gradient_p, p.transpose_p}
+_POLYNOMIAL = {p.add_p, p.sub_p, p.integer_pow_p, p.square_p, p.max_p, p.reduce_max_p, p.select_n_p}
+_BOUNDED = {p.tanh_p, p.logistic_p, p.erf_p, p.erfc_p}
+_ROOTS = {p.rsqrt_p, p.sqrt_p}
+_PRODUCTS, _SQUARES = {p.mul_p, p.div_p}, {p.integer_pow_p, p.square_p}
+_GATES = ("silu", "swish", "gelu", "glu")
+_LARGEST_GUARD, _HEADROOM = 2.0**-6, 7
+
+
+class Patterns:
+    """What is found in a jaxpr, and the scales met while it is evaluated."""
+
+    def __init__(self, jaxpr: jex.Jaxpr):
+        self.source: dict[Any, Any] = {}  # the variable that another is a polynomial of
+        self.linear: dict[Any, Any] = {}  # ... a known multiple of
+        self.bounded: dict[Any, Any] = {}  # ... a bounded function of
+        self.gate: dict[Any, Any] = {}  # the variable that a gate keeps the scale of
+        self.positive: set[Any] = set()
+        self.known: set[Any] = set()
+        self.made_true: set[Any] = set()
+        self.scales: dict[Any, Scale] = {}
+        equations = live_equations(jaxpr)
+        for equation in equations:
+            self._look_at(equation)
+        self._find_guards(jaxpr, equations)
+        self.kept = {id(e): self.gate[e.outvars[0]] for e in equations if e.outvars[0] in self.gate}
+        self.watched = self.made_true | set(self.kept.values())
+
+    def read(self, variable: Any, value: Any) -> Any:
+        """A value as the equations after it see it."""
+        if variable not in self.watched or not isinstance(value, Scaled) or value.scale is None:
+            return value
+        self.scales[variable] = value.scale
+        held = value.scale.static or is_narrow(value.dtype) or variable not in self.made_true
+        return value if held else Scaled(true_values(value).astype(value.dtype), ONE)
+
+    def guarded(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+        """The operands of an equation, a guard at the scale of what it guards."""
+        scaled = [x for x in operands if isinstance(x, Scaled) and x.scale is not None]
+        if id(equation) not in self.guards or not scaled or is_narrow(scaled[0].dtype):
+            return operands
+        scale = promote(scaled[0]).scale
+        return [Scaled(x.data_at(scale), scale) if isinstance(x, Uniform) else x for x in operands]
+
+    def gated(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs of an equation, a gate's at the scale that it keeps, as far as it can."""
+        wanted = self.scales.get(self.kept.get(id(equation)))
+        if wanted is None or not isinstance(outputs[0], Scaled) or outputs[0].scale is None:
+            return outputs
+        x = outputs[0]
+        if is_narrow(x.dtype):
+            wanted = maximum(
+                [x.scale.shifted(-_HEADROOM), minimum(wanted, x.scale.shifted(_HEADROOM))]
+            )
+        return [Scaled(at_scale(x, wanted), wanted), *outputs[1:]]
+
+    def _look_at(self, equation: Any) -> None:
+        primitive, out = equation.primitive, equation.outvars[0]
+        inputs = [x for x in equation.invars if _is_variable(x) and is_float(x.aval)]
+        inputs = [x for x in inputs if x not in self.known]
+        if not inputs:
+            self.known.add(out)
+        elif primitive in OPAQUE or primitive in SATURATING:
+            self.made_true.update(self.source.get(x, x) for x in inputs)
+            if primitive in _BOUNDED:
+                self.bounded[out] = self.source.get(inputs[0], inputs[0])
+        elif primitive in CALLED_JAXPR:
+            self._call(_name(equation), inputs, out)
+        elif primitive in _LINEAR or (primitive in _PRODUCTS and len(inputs) == 1):
+            self._follow(inputs[0], out)
+        elif primitive in _POLYNOMIAL:
+            self._combine(equation, inputs, out)
+        elif primitive is p.mul_p:
+            self._multiply(*inputs, out)
+
+    def _call(self, name: str, inputs: Sequence[Any], out: Any) -> None:
+        if name in _GATES and len(inputs) == 1:
+            self.gate[out] = inputs[0]
+        elif name == "relu":
+            self.positive.add(out)
+
+    def _follow(self, x: Any, out: Any) -> None:
+        """``out`` is a known multiple of x."""
+        self.source[out], self.linear[out] = self.source.get(x, x), self.linear.get(x, x)
+        if x in self.bounded:
+            self.bounded[out] = self.bounded[x]
+
+    def _combine(self, equation: Any, inputs: Sequence[Any], out: Any) -> None:
+        """``out`` is a polynomial of the variables ``inputs``."""
+        sources = {self.source.get(x, x) for x in inputs}
+        if len(sources) == 1:
+            self.source[out] = sources.pop()
+        if len(inputs) == 1 and inputs[0] in self.bounded:
+            self.bounded[out] = self.bounded[inputs[0]]
+        if equation.primitive in _SQUARES and inputs[0] in self.positive:
+            self.gate[out] = inputs[0]
+        if (
+            equation.primitive is p.max_p
+            and len(inputs) == 1
+            and 0 in map(_number, equation.invars)
+        ):
+            self.positive.add(out)
+
+    def _multiply(self, x: Any, y: Any, out: Any) -> None:
+        """``out`` is a product of two variables."""
+        for one, other in ((x, y), (y, x)):
+            if one in self.gate:
+                self.gate[out] = one
+            elif other in self.bounded and self.linear.get(one, one) is self.bounded[other]:
+                self.gate[out] = self.bounded[other]
+
+    def _find_guards(self, jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> None:
+        readers = defaultdict(list)
+        for equation in equations:
+            for x in filter(_is_variable, equation.invars):
+                readers[x].append(equation)
+        returned = set(filter(_is_variable, jaxpr.outvars))
+
+        def guards(x: Any) -> bool:
+            """Whether x is only divided by, or the argument of a root."""
+            return x not in returned and all(
+                e.primitive in _ROOTS
+                or (e.primitive is p.div_p and x is e.invars[1] and x is not e.invars[0])
+                or (e.primitive in _SHAPES and guards(e.outvars[0]))
+                for e in readers[x]
+            )
+
+        self.guards = {
+            id(e)
+            for e in equations
+            if e.primitive is p.add_p
+            and any(0 < _number(x) <= _LARGEST_GUARD for x in e.invars)
+            and guards(e.outvars[0])
+        }
+
+
+def _is_variable(x: Any) -> bool:
+    return isinstance(x, jex.Var)
+
+
+def _number(x: Any) -> float:
+    """The value of a literal; NaN for anything else."""
+    known = isinstance(x, jex.Literal) and np.ndim(x.val) == 0 and is_float(x.val)
+    return float(x.val) if known else math.nan
+
+
+def _name(equation: Any) -> str:
+    """The name of the function that an equation calls, through ``custom_jvp``."""
+    inner = equation.params[CALLED_JAXPR[equation.primitive]].jaxpr.eqns
+    first = equation.params.get("name") or (inner[0].params.get("name") if inner else "")
+    return first or ""
