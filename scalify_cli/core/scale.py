@@ -214,11 +214,9 @@ def exponents(scales: Sequence[Scale | None]) -> Any:
 
 
 def _request(scales: Sequence[Scale], dtype: Any, shape: tuple[int, ...]) -> Any:
-    given = tuple(_merged(atom.given for scale in scales for atom, _ in scale.terms))
-    arrays = (source.array for source in given)
-    return exponent_p.bind(
-        *arrays, scales=tuple(scales), given=given, dtype=jnp.dtype(dtype), shape=shape
-    )
+    request = Request(tuple(scales), jnp.dtype(dtype), shape)
+    arrays = (source.array for source in request.given)
+    return exponent_p.bind(*arrays, given=request.given, **request._asdict())
 
 
 class Request(NamedTuple):
@@ -227,6 +225,12 @@ class Request(NamedTuple):
     scales: tuple[Scale, ...]
     dtype: Any
     shape: tuple[int, ...]
+    number: float = 1.0  # a factor of a float32 result
+
+    @property
+    def given(self) -> tuple[Source, ...]:
+        """What they are computed from."""
+        return tuple(_merged(atom.given for scale in self.scales for atom, _ in scale.terms))
 
 
 class Exponents:
@@ -247,16 +251,17 @@ class Exponents:
         for atoms in levels:
             self._append(self._derived(atoms), atoms)
         results: list[Any] = [None] * len(requests)
-        for dtype, convert in ((jnp.int32, lambda e, _: e), (jnp.float32, exp2_once)):
+        for dtype, convert in ((jnp.int32, lambda e, *_: e), (jnp.float32, exp2_once)):
             chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
             chosen.sort(key=lambda i: requests[i].shape)
-            scales = [scale for i in chosen for scale in requests[i].scales]
             if not chosen:
                 continue
-            vector = convert(self._sums(scales), [scale.low for scale in scales])
-            results_of = _taken_apart(vector, [requests[i].shape for i in chosen])
-            for i, result in zip(chosen, results_of, strict=True):
-                results[i] = result
+            scales = [scale for i in chosen for scale in requests[i].scales]
+            low, numbers = [x.low for x in scales], [requests[i].number for i in chosen]
+            vector = convert(self._sums(scales), low, numbers)
+            parts = _taken_apart(vector, [requests[i].shape for i in chosen])
+            for i, part in zip(chosen, parts, strict=True):
+                results[i] = part
         return results
 
     def _include(self, sources: Sequence[Source]) -> None:
@@ -284,7 +289,10 @@ class Exponents:
         exponent: Any = np.int32(scale.constant)
         for atom, n in scale.terms:
             exponent = exponent + self._one(atom) * np.int32(n)
-        return exponent if request.dtype == jnp.int32 else exp2(exponent, scale.low)
+        if request.dtype == jnp.int32:
+            return exponent
+        factor = exp2(exponent, scale.low)
+        return factor if request.number == 1 else factor * np.float32(request.number)
 
     def _one(self, atom: Atom) -> Any:
         if not atom.source:
@@ -379,13 +387,13 @@ def exp2(exponent: Any, low: int = 0) -> Any:
     return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
 
 
-def exp2_once(exponent: Any, low: Sequence[int]) -> Any:
-    """``exp2`` with a division, which keeps XLA from repeating it in every loop that reads it."""
-    high = np.full(exponent.shape, 2 * _BIAS + 1, np.int32)
-    high[: len(low)] -= np.array(low, np.int32)
-    code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, high)
+def exp2_once(exponent: Any, low: Sequence[int] = (), numbers: Sequence[float] = ()) -> Any:
+    """``exp2`` times numbers, by a division: XLA does not repeat it in every loop that reads it."""
+    least, dividend = np.zeros(exponent.shape, np.int32), np.full(exponent.shape, 2, np.float32)
+    least[: len(low)], dividend[: len(numbers)] = low, np.float32(2) * np.float32(numbers)
+    code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, 2 * _BIAS + 1 - least)
     inverse = lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
-    return lax.div(np.float32(2), inverse)
+    return lax.div(dividend, inverse)
 
 
 def exponent_of_power(x: Any) -> Any:

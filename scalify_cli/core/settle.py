@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax import lax
 from jax.extend import core as jex
 
-from scalify_cli.core.interpreter import bind, live_equations, named
+from scalify_cli.core.interpreter import bind, named
+from scalify_cli.core.merge import Shift, Step, merged, sources
 from scalify_cli.core.scale import Exponents, Request, exponent_p
 
 
@@ -30,21 +33,29 @@ class _Evaluation:
     """A jaxpr evaluated in order, its requests for scales put off."""
 
     def __init__(self, closed: jex.ClosedJaxpr, arguments: Sequence[Any]):
-        self.jaxpr = closed.jaxpr
-        self.equations = live_equations(closed.jaxpr)
-        self.waiting = [e for e in self.equations if e.primitive is exponent_p]
+        self.jaxpr, self.sources = closed.jaxpr, sources(closed.jaxpr)
+        self.steps = merged(closed.jaxpr)
+        self.waiting = dict(map(_request, filter(_asks, self.steps)))
         self.exponents = Exponents()
         self.values: dict[Any, Any] = {}
         self.write(closed.jaxpr.constvars, closed.consts)
         self.write(closed.jaxpr.invars, arguments)
 
     def run(self) -> list[Any]:
-        for equation in self.equations:
-            if equation.primitive is not exponent_p:
-                operands = self.read(equation.invars)
-                with named(equation):
-                    self.write(equation.outvars, bind(equation, operands))
+        for step in self.steps:
+            if step.shift:
+                with named(step.equation):
+                    self.write(step.outputs, [self.shifted(*step.inputs, step.shift)])
+            elif step.equation.primitive is not exponent_p:
+                operands = self.read(step.inputs)
+                with named(step.equation):
+                    self.write(step.outputs, bind(step.equation, operands))
         return self.read(self.jaxpr.outvars)
+
+    def shifted(self, x: Any, shift: Shift) -> Any:
+        if shift.scale.static:
+            return lax.mul(*self.read([x]), np.float32(shift.number * 2.0**shift.scale.constant))
+        return lax.mul(*self.read([x, shift]))
 
     def write(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         self.values |= zip(variables, values, strict=True)
@@ -59,12 +70,22 @@ class _Evaluation:
 
     def compute_scales(self) -> None:
         """All the scales that can be computed by now."""
-        ready = [e for e in self.waiting if all(map(self.known, e.invars))]
-        self.waiting = [e for e in self.waiting if e not in ready]
-        for equation in ready:
-            self.exponents.given |= zip(
-                equation.params["given"], self.read(equation.invars), strict=True
-            )
-        names = Request._fields
-        requests = [Request(*(e.params[name] for name in names)) for e in ready]
-        self.write([e.outvars[0] for e in ready], self.exponents.compute(requests))
+        given = {key: request.given for key, request in self.waiting.items()}
+        ready = [key for key in given if all(self.known(self.sources[s]) for s in given[key])]
+        for source in (source for key in ready for source in given[key]):
+            self.exponents.given[source] = self.read([self.sources[source]])[0]
+        self.write(ready, self.exponents.compute([self.waiting.pop(key) for key in ready]))
+
+
+def _asks(step: Step) -> bool:
+    """Whether a step needs a scale that is unknown while tracing."""
+    unknown = step.shift and not step.shift.scale.static
+    return bool(unknown) or step.equation.primitive is exponent_p
+
+
+def _request(step: Step) -> tuple[Any, Request]:
+    """What a step asks for, by the name that its value will have."""
+    if step.shift:
+        return step.shift, Request((step.shift.scale,), np.dtype("float32"), (), step.shift.number)
+    params = step.equation.params
+    return step.outputs[0], Request(params["scales"], params["dtype"], params["shape"])

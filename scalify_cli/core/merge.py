@@ -1,0 +1,140 @@
+"""Merges the multiplications by scales that the rules of several equations leave behind.
+
+A rule knows its own operands only: a sum is brought to one scale, then to another for the sum it is
+part of, then to one that float32 holds. Here a multiplication by a scale moves back through sums,
+products and quotients into one that is there already, and takes a known factor along. Only in
+float32, where the place of a power of two in a product changes no bit.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+from jax.extend.core import primitives as p
+
+from scalify_cli.core.interpreter import live_equations
+from scalify_cli.core.scale import Scale, Source, exponent_p
+
+_SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
+
+
+class Shift(NamedTuple):
+    """Multiplication by ``number * scale``."""
+
+    scale: Scale
+    number: float = 1.0
+
+
+class Step(NamedTuple):
+    """An equation on other variables; with ``shift``, a multiplication of its one input instead."""
+
+    equation: Any
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    shift: Shift | None = None
+
+
+def merged(jaxpr: jex.Jaxpr) -> list[Step]:
+    """The live equations of a jaxpr, multiplications by scales merged."""
+    merger = _Merger(jaxpr)
+    needed, live = set(merger.returned), []
+    for step in reversed(merger.steps):
+        if step.equation.effects or not needed.isdisjoint(step.outputs):
+            live.append(step)
+            needed.update(x for x in step.inputs if not isinstance(x, jex.Literal))
+    return live[::-1]
+
+
+def sources(jaxpr: jex.Jaxpr) -> dict[Source, Any]:
+    """The variables of the exponents that came from outside."""
+    equations = (e for e in jaxpr.eqns if e.primitive is exponent_p)
+    return {s: x for e in equations for s, x in zip(e.params["given"], e.invars, strict=True)}
+
+
+class _Merger:
+    def __init__(self, jaxpr: jex.Jaxpr):
+        equations = live_equations(jaxpr)
+        self.returned = {x for x in jaxpr.outvars if isinstance(x, jex.Var)}
+        reads = (x for e in equations for x in e.invars if isinstance(x, jex.Var))
+        self.uses = Counter((*reads, *self.returned))
+        self.makers: dict[Any, Step] = {}
+        self.steps: list[Step] = []
+        for equation in equations:
+            self.add(equation)
+
+    def add(self, equation: Any) -> None:
+        scales = [self.scale(x) for x in equation.invars]
+        [out, *_] = equation.outvars
+        if _is_single(equation, p.mul_p) and sum(scale is not None for scale in scales) == 1:
+            x, scale = equation.invars[scales[0] is not None], scales[0] or scales[1]
+            self.multiply(equation, x, Shift(scale), out)
+        else:
+            self.write(Step(equation, equation.invars, equation.outvars))
+
+    def scale(self, x: Any) -> Scale | None:
+        """The scale that x is, if it is a scale asked for."""
+        maker = self.maker(x)
+        asked = maker and maker.equation.primitive is exponent_p and maker.equation.params
+        factor = asked and asked["dtype"] == jnp.float32 and asked["shape"] == ()
+        return asked["scales"][0] if asked and factor else None
+
+    def maker(self, x: Any) -> Step | None:
+        return None if isinstance(x, jex.Literal) else self.makers.get(x)
+
+    def write(self, step: Step) -> Any:
+        self.steps.append(step)
+        self.makers |= dict.fromkeys(step.outputs, step)
+        return step.outputs[0]
+
+    def multiply(self, equation: Any, x: Any, shift: Shift, out: Any) -> Any:
+        """Computes ``x * shift`` as the variable ``out``, where it costs least."""
+        maker = self.maker(x)
+        again = out in self.returned and maker and maker.equation.primitive in _SUMS
+        if maker and self.takes(x, shift, shared=bool(again)):
+            found = _as_shift(maker)
+            if found:
+                number = found.number * shift.number
+                x, shift = _variable(maker), Shift(found.scale * shift.scale, number)
+            else:
+                inputs = [self.passed(equation, y, shift, maker) for y in maker.inputs]
+                return self.write(Step(maker.equation, inputs, [out]))
+        return self.write(Step(equation, [x], [out], shift))
+
+    def passed(self, equation: Any, x: Any, shift: Shift, maker: Step) -> Any:
+        """An operand of ``maker`` when its result is multiplied."""
+        summed = maker.equation.primitive in _SUMS
+        return self.multiply(equation, x, shift, object()) if summed or self.takes(x, shift) else x
+
+    def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
+        """Whether a multiplication of x adds nothing to how x is computed."""
+        maker = self.maker(x)
+        if maker is None or not (shared or self.uses[x] == 1):
+            return False
+        found = _as_shift(maker)
+        if found:
+            return 1 in (found.number, shift.number)
+        if _is_single(maker.equation, *_SUMS):
+            return all(self.takes(y, shift) for y in maker.inputs)
+        if _is_single(maker.equation, p.div_p):
+            return self.takes(maker.inputs[0], shift) and not self.takes(maker.inputs[1], shift)
+        return False
+
+
+def _is_single(equation: Any, *primitives: Any) -> bool:
+    """Whether an equation is one of these in float32."""
+    return equation.primitive in primitives and equation.outvars[0].aval.dtype == jnp.float32
+
+
+def _as_shift(step: Step) -> Shift | None:
+    """What a step multiplies its one variable with, if it does no more than that."""
+    if step.shift or not _is_single(step.equation, p.mul_p):
+        return step.shift
+    numbers = [x.val for x in step.inputs if isinstance(x, jex.Literal) and np.ndim(x.val) == 0]
+    return Shift(Scale(), float(numbers[0])) if len(numbers) == 1 else None
+
+
+def _variable(step: Step) -> Any:
+    return next(x for x in step.inputs if not isinstance(x, jex.Literal))
