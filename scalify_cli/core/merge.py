@@ -68,11 +68,12 @@ class _Merger:
     def add(self, equation: Any) -> None:
         scales = [self.scale(x) for x in equation.invars]
         [out, *_] = equation.outvars
-        if _is_single(equation, p.mul_p) and sum(scale is not None for scale in scales) == 1:
+        step = Step(equation, equation.invars, equation.outvars)
+        if _is_single(step, p.mul_p) and sum(scale is not None for scale in scales) == 1:
             x, scale = equation.invars[scales[0] is not None], scales[0] or scales[1]
             self.multiply(equation, x, Shift(scale), out)
         else:
-            self.write(Step(equation, equation.invars, equation.outvars))
+            self.write(step)
 
     def scale(self, x: Any) -> Scale | None:
         """The scale that x is, if it is a scale asked for."""
@@ -92,45 +93,53 @@ class _Merger:
     def multiply(self, equation: Any, x: Any, shift: Shift, out: Any) -> Any:
         """Computes ``x * shift`` as the variable ``out``, where it costs least."""
         maker = self.maker(x)
-        again = out in self.returned and maker and maker.equation.primitive in _SUMS
-        if maker and self.takes(x, shift, shared=bool(again)):
-            found = _as_shift(maker)
-            if found:
-                number = found.number * shift.number
-                x, shift = _variable(maker), Shift(found.scale * shift.scale, number)
-            else:
-                inputs = [self.passed(equation, y, shift, maker) for y in maker.inputs]
-                return self.write(Step(maker.equation, inputs, [out]))
-        return self.write(Step(equation, [x], [out], shift))
-
-    def passed(self, equation: Any, x: Any, shift: Shift, maker: Step) -> Any:
-        """An operand of ``maker`` when its result is multiplied."""
-        summed = maker.equation.primitive in _SUMS
-        return self.multiply(equation, x, shift, object()) if summed or self.takes(x, shift) else x
-
-    def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
-        """Whether a multiplication of x adds nothing to how x is computed."""
-        maker = self.maker(x)
-        if maker is None or not (shared or self.uses[x] == 1):
-            return False
+        if maker is None or not self.takes(x, shift, shared=out in self.returned):
+            return self.write(Step(equation, [x], [out], shift))
         found = _as_shift(maker)
         if found:
-            return 1 in (found.number, shift.number)
-        if _is_single(maker.equation, *_SUMS):
-            return all(self.takes(y, shift) for y in maker.inputs)
-        if _is_single(maker.equation, p.div_p):
-            return self.takes(maker.inputs[0], shift) and not self.takes(maker.inputs[1], shift)
-        return False
+            shift = Shift(found.scale * shift.scale, found.number * shift.number)
+            return self.write(Step(equation, [_variable(maker)], [out], shift))
+        inputs, places = list(maker.inputs), self.places(maker, shift)
+        for i in places:
+            inputs[i] = self.multiply(equation, inputs[i], shift, object())
+        return self.write(Step(maker.equation, inputs, [out]))
+
+    def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
+        """Whether a multiplication of x adds nothing to how x is computed.
+
+        Args:
+            shared: whether x may be needed as it is, too: sums are then made twice.
+        """
+        maker = self.maker(x)
+        if maker is None or (self.uses[x] > 1 and not (shared and _is_single(maker, *_SUMS))):
+            return False
+        found = _as_shift(maker)
+        return 1 in (found.number, shift.number) if found else bool(self.places(maker, shift))
+
+    def places(self, maker: Step, shift: Shift) -> Sequence[int]:
+        """The operands to multiply instead of a result; none where that would cost more."""
+        takes = [self.takes(x, shift) for x in maker.inputs]
+        if _is_single(maker, *_SUMS):
+            return (0, 1) if all(takes) else ()
+        if _is_single(maker, p.mul_p):
+            return [i for i, taken in enumerate(takes) if taken and _rank(maker.inputs[i])][:1]
+        return (0,) if _is_single(maker, p.div_p) and takes[0] else ()
 
 
-def _is_single(equation: Any, *primitives: Any) -> bool:
-    """Whether an equation is one of these in float32."""
-    return equation.primitive in primitives and equation.outvars[0].aval.dtype == jnp.float32
+def _rank(x: Any) -> int:
+    return np.ndim(x.val if isinstance(x, jex.Literal) else getattr(x, "aval", 0))
+
+
+def _is_single(step: Step, *primitives: Any) -> bool:
+    """Whether a step applies one of these in float32."""
+    equation = step.equation
+    single = equation.primitive in primitives and equation.outvars[0].aval.dtype == jnp.float32
+    return single and not step.shift
 
 
 def _as_shift(step: Step) -> Shift | None:
     """What a step multiplies its one variable with, if it does no more than that."""
-    if step.shift or not _is_single(step.equation, p.mul_p):
+    if not _is_single(step, p.mul_p):
         return step.shift
     numbers = [x.val for x in step.inputs if isinstance(x, jex.Literal) and np.ndim(x.val) == 0]
     return Shift(Scale(), float(numbers[0])) if len(numbers) == 1 else None

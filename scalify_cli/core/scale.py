@@ -182,8 +182,9 @@ def maximum(scales: Sequence[Scale]) -> Scale:
             largest.append(scale)
         elif known[0][0] > 0:
             largest[known[0][1]] = scale
-    if len(largest) == 1:
-        return largest[0]
+    whole = [x for x in scales if set(_parts(x)) == set(largest)]
+    if whole or len(largest) == 1:
+        return (whole or largest)[0]
     return next(x for x in largest if x.terms)._derived("maximum", *largest)
 
 
