@@ -154,6 +154,21 @@ def varies(x: Any, axes: Sequence[Any]) -> bool:
     return not varying.isdisjoint(axes)
 
 
+def scan_counts(equation: jex.JaxprEqn) -> tuple[int, int]:
+    """How many operands of a ``scan`` are constants, and how many carries.
+
+    Read off the ranks, as JAX's parameters for it differ by version: what is scanned over or
+    stacked has a dimension less inside.
+    """
+    body = equation.params["jaxpr"]
+
+    def sliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        return sum(x.aval.ndim != aval.ndim for x, aval in zip(outer, inner, strict=True))
+
+    count = len(equation.outvars) - sliced(equation.outvars, body.out_avals)
+    return len(equation.invars) - sliced(equation.invars, body.in_avals) - count, count
+
+
 def scan_again(
     equation: jex.JaxprEqn, operands: Sequence[Any], run: Callable[..., tuple[list[Any], Any]]
 ) -> tuple[list[Any], Any]:
@@ -163,7 +178,7 @@ def scan_again(
         The equation's outputs, and the second result of ``run`` stacked over the iterations.
     """
     params = equation.params
-    first, count = params["num_consts"], params["num_carry"]
+    first, count = scan_counts(equation)
 
     def body(carry, slices):
         outputs, extra = run(params["jaxpr"], [*operands[:first], *carry, *slices])

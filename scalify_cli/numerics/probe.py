@@ -13,7 +13,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 from jax.interpreters import batching, mlir
 
-from scalify_cli.core.interpreter import bind, evaluate
+from scalify_cli.core.interpreter import bind, evaluate, scan_counts
 
 
 def probe(see: Callable, data: Any, *details: Any) -> Any:
@@ -51,7 +51,7 @@ def _remat(equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
 
 def _scan(equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
     params = equation.params
-    first, count = params["num_consts"], params["num_carry"]
+    first, count = scan_counts(equation)
     consts, carry = operands[:first], operands[first : first + count]
     order = range(params["length"])[:: -1 if params["reverse"] else 1]
     if not order:

@@ -16,7 +16,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec, Sharding
 
-from scalify_cli.core.interpreter import CALLED_JAXPR, switch_again
+from scalify_cli.core.interpreter import CALLED_JAXPR, scan_counts, switch_again
 from scalify_cli.core.rules.boundary import (
     Form,
     Rows,
@@ -57,7 +57,8 @@ def _constrained(x: Any, sharding: Any) -> Any:
 def scan(equation, *operands, run):
     """Every float carry is promoted: data and an exponent go round the loop."""
     params = equation.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, count = scan_counts(equation)
+    last = first + count
     consts, initial, rows = outer(operands[:first]), operands[first:last], Rows(operands[last:])
     state, forms = carried(initial), []
 
