@@ -58,12 +58,16 @@ class _Merger:
     def __init__(self, jaxpr: jex.Jaxpr):
         equations = live_equations(jaxpr)
         self.returned = {x for x in jaxpr.outvars if isinstance(x, jex.Var)}
-        reads = (x for e in equations for x in e.invars if isinstance(x, jex.Var))
-        self.uses = Counter((*reads, *self.returned))
+        reads = (x for e in equations if not self.leaves(e) for x in e.invars)
+        self.uses = Counter((*(x for x in reads if isinstance(x, jex.Var)), *self.returned))
         self.makers: dict[Any, Step] = {}
         self.steps: list[Step] = []
         for equation in equations:
             self.add(equation)
+
+    def leaves(self, equation: Any) -> bool:
+        """Whether it makes a result by a product, which a sum before it takes: no other use."""
+        return equation.primitive is p.mul_p and equation.outvars[0] in self.returned
 
     def add(self, equation: Any) -> None:
         scales = [self.scale(x) for x in equation.invars]
@@ -101,7 +105,8 @@ class _Merger:
             return self.write(Step(equation, [_variable(maker)], [out], shift))
         inputs, places = list(maker.inputs), self.places(maker, shift)
         for i in places:
-            inputs[i] = self.multiply(equation, inputs[i], shift, object())
+            if not isinstance(inputs[i], jex.Literal):
+                inputs[i] = self.multiply(equation, inputs[i], shift, object())
         return self.write(Step(maker.equation, inputs, [out]))
 
     def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
@@ -111,6 +116,8 @@ class _Merger:
             shared: whether x may be needed as it is, too: sums are then made twice.
         """
         maker = self.maker(x)
+        if isinstance(x, jex.Literal):
+            return np.ndim(x.val) == 0 and x.val == 0
         if maker is None or (self.uses[x] > 1 and not (shared and _is_single(maker, *_SUMS))):
             return False
         found = _as_shift(maker)
@@ -122,12 +129,9 @@ class _Merger:
         if _is_single(maker, *_SUMS):
             return (0, 1) if all(takes) else ()
         if _is_single(maker, p.mul_p):
-            return [i for i, taken in enumerate(takes) if taken and _rank(maker.inputs[i])][:1]
+            ranks = (np.ndim(x.aval) for x in maker.equation.invars)
+            return [i for i, rank in enumerate(ranks) if rank and takes[i]][:1]
         return (0,) if _is_single(maker, p.div_p) and takes[0] else ()
-
-
-def _rank(x: Any) -> int:
-    return np.ndim(x.val if isinstance(x, jex.Literal) else getattr(x, "aval", 0))
 
 
 def _is_single(step: Step, *primitives: Any) -> bool:

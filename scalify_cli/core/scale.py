@@ -49,6 +49,7 @@ class Atom:
         self.memo: dict = {}
         below = [atom for scale in operands for atom, _ in scale.terms]
         self.depth: int = 1 + max(atom.depth for atom in below) if rule else 0
+        self.level = (self.depth, rule if rule in RULES else "")
         self.given: dict[Source, None] = (
             {source: None} if source else _merged(atom.given for atom in below)
         )
@@ -142,21 +143,27 @@ class Scale:
         """The nearest scale that float32 holds."""
         if self.static:
             return Scale(min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT))
-        return self._derived("clamp", self)
+        alone = len(self.terms) == 1 and self.terms[0][1] == 1 and self._atom.rule == "maximum"
+        return self._derived("clamp", *(_parts(self) if alone else [self]))
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
         return self.constant if self.static else self._requested(jnp.int32)
 
-    def factor(self) -> Any:
-        """The scale as a float: Python's when static, else a float32 scalar."""
-        if self.static:
-            return 2.0 ** min(self.constant, MAX_EXPONENT) if self.constant >= MIN_EXPONENT else 0.0
-        given = self.given
-        return self._requested(jnp.float32) if given is None else given
+    def factor(self, number: float = 1.0) -> Any:
+        """The scale as a float, times a number: Python's when static, else a float32 scalar.
 
-    def _requested(self, dtype: Any) -> Any:
-        return self._cached((dtype, self.key), lambda: _request([self], dtype, ()))
+        With a number it is never zero.
+        """
+        if self.static:
+            exponent = min(self.constant, MAX_EXPONENT)
+            return number * 2.0**exponent if exponent >= MIN_EXPONENT else 0.0
+        given = self.given if number == 1 else None
+        return self._requested(jnp.float32, number) if given is None else given
+
+    def _requested(self, dtype: Any, number: float = 1.0) -> Any:
+        key = (dtype, number, self.key)
+        return self._cached(key, lambda: _request([self], dtype, (), number))
 
     def _derived(self, rule: str, *operands: "Scale") -> "Scale":
         key = (rule, frozenset(scale.key for scale in operands))
@@ -214,8 +221,8 @@ def exponents(scales: Sequence[Scale | None]) -> Any:
     return _request([x or Scale(MIN_EXPONENT) for x in scales], jnp.int32, (len(scales),))
 
 
-def _request(scales: Sequence[Scale], dtype: Any, shape: tuple[int, ...]) -> Any:
-    request = Request(tuple(scales), jnp.dtype(dtype), shape)
+def _request(scales: Any, dtype: Any, shape: tuple[int, ...], number: float = 1.0) -> Any:
+    request = Request(tuple(scales), jnp.dtype(dtype), shape, number)
     arrays = (source.array for source in request.given)
     return exponent_p.bind(*arrays, given=request.given, **request._asdict())
 
@@ -227,6 +234,16 @@ class Request(NamedTuple):
     dtype: Any
     shape: tuple[int, ...]
     number: float = 1.0  # a factor of a float32 result
+
+    @property
+    def low(self) -> int:
+        """1 where the float may not be zero."""
+        return 1 if self.number != 1 else self.scales[0].low
+
+    @property
+    def order(self) -> tuple:
+        """Float32 scalars first, vectors last."""
+        return self.shape, self.dtype != jnp.float32
 
     @property
     def given(self) -> tuple[Source, ...]:
@@ -251,19 +268,24 @@ class Exponents:
         self._include([source for source in self.given if source not in self.place])
         for atoms in levels:
             self._append(self._derived(atoms), atoms)
-        results: list[Any] = [None] * len(requests)
-        for dtype, convert in ((jnp.int32, lambda e, *_: e), (jnp.float32, exp2_once)):
-            chosen = [i for i, request in enumerate(requests) if request.dtype == dtype]
-            chosen.sort(key=lambda i: requests[i].shape)
-            if not chosen:
-                continue
-            scales = [scale for i in chosen for scale in requests[i].scales]
-            low, numbers = [x.low for x in scales], [requests[i].number for i in chosen]
-            vector = convert(self._sums(scales), low, numbers)
-            parts = _taken_apart(vector, [requests[i].shape for i in chosen])
-            for i, part in zip(chosen, parts, strict=True):
-                results[i] = part
-        return results
+        order = sorted(range(len(requests)), key=lambda i: requests[i].order)
+        results = zip(order, self._together([requests[i] for i in order]), strict=True)
+        return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+    def _together(self, requests: Sequence[Request]) -> list[Any]:
+        """Of requests in their order: float32 scalars, int32 scalars, int32 vectors."""
+        scales = [scale for request in requests for scale in request.scales]
+        floats = [request for request in requests if request.dtype == jnp.float32]
+        single = sum(request.shape == () for request in requests)
+        sums, results = self._sums(scales, inverse=len(floats)), []
+        if floats:
+            codes = lax.slice(sums, (0,), (len(floats),)) if len(floats) < len(scales) else sums
+            results += list(jnp.unstack(_powers(codes, floats)))[: len(floats)]
+        if single > len(floats):
+            results += jnp.unstack(lax.slice(sums, (len(floats),), (single,)))
+        ends = np.cumsum([single, *(request.shape[0] for request in requests[single:])])
+        pairs = zip(ends[:-1], ends[1:], strict=True)
+        return results + [lax.slice(sums, (int(i),), (int(j),)) for i, j in pairs]
 
     def _include(self, sources: Sequence[Source]) -> None:
         """Adds what came from outside: scales, then single exponents, then vectors of them."""
@@ -292,7 +314,7 @@ class Exponents:
             exponent = exponent + self._one(atom) * np.int32(n)
         if request.dtype == jnp.int32:
             return exponent
-        factor = exp2(exponent, scale.low)
+        factor = exp2(exponent, request.low)
         return factor if request.number == 1 else factor * np.float32(request.number)
 
     def _one(self, atom: Atom) -> Any:
@@ -315,30 +337,56 @@ class Exponents:
             if atom.depth and atom not in found and atom not in self.place:
                 found[atom] = None
                 waiting += [below for scale in atom.operands for below, _ in scale.terms]
-        order = sorted({(atom.depth, atom.rule) for atom in found})
-        return [[a for a in found if (a.depth, a.rule) == level] for level in order]
+        order = sorted({atom.level for atom in found})
+        return [[atom for atom in found if atom.level == level] for level in order]
 
     def _derived(self, atoms: Sequence[Atom]) -> Any:
-        """The exponents of derived atoms that share a rule."""
+        """The exponents of derived atoms of one level."""
         count = max(len(atom.operands) for atom in atoms)
         padded = [
             atom.operands + atom.operands[:1] * (count - len(atom.operands)) for atom in atoms
         ]
         columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
-        sums = lax.slice(self._sums(columns), (0,), (len(columns),))
-        return RULES[atoms[0].rule](sums.reshape(count, -1))
+        sums = lax.slice(self._sums(columns), (0,), (len(columns),)).reshape(count, -1)
+        rule = RULES.get(atoms[0].rule)
+        return rule(sums) if rule else _largest(sums, [atom.rule for atom in atoms])
 
-    def _sums(self, scales: Sequence[Scale]) -> Any:
+    def _sums(self, scales: Sequence[Scale], inverse: int = 0) -> Any:
         """The exponents of some scales: one product of a vector and a constant matrix.
 
         At least two columns, because XLA computes narrower products anew wherever they are read.
+
+        Args:
+            inverse: how many of them, from the first, are wanted as the float32 code of 2/scale.
         """
-        matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
+        width = max(len(scales), 2)
+        matrix, constants = np.zeros((self.vector.size, width), np.int32), np.zeros(width, np.int32)
         for column, scale in enumerate(scales):
+            constants[column] = scale.constant
             for atom, n in scale.terms:
                 matrix[self._position(atom), column] = n
-        constants = [scale.constant for scale in scales] + [0] * (matrix.shape[1] - len(scales))
-        return self.vector @ matrix + np.array(constants, np.int32)
+        matrix[:, :inverse] *= -1
+        constants[:inverse] = _BIAS + 1 - constants[:inverse]
+        return self.vector @ matrix + constants
+
+
+def _largest(rows: Any, rules: Sequence[str]) -> Any:
+    """The maxima of columns, each halved or clamped where its rule says so."""
+    largest = jnp.max(rows, 0) if len(rows) > 1 else rows[0]
+    if "root 2" in rules:
+        largest = lax.shift_right_arithmetic(largest, np.int32([r == "root 2" for r in rules]))
+    if "clamp" not in rules:
+        return largest
+    far = np.int32([0 if rule == "clamp" else 2**30 for rule in rules])
+    return lax.clamp(MIN_EXPONENT - far, largest, MAX_EXPONENT + far)
+
+
+def _powers(codes: Any, requests: Sequence[Request]) -> Any:
+    """What float32 scalars were asked for, from the codes of their inverses."""
+    least, dividend = np.zeros(codes.shape, np.int32), np.full(codes.shape, 2, np.float32)
+    for i, request in enumerate(requests):
+        least[i], dividend[i] = request.low, 2 * np.float32(request.number)
+    return _divided(dividend, codes, least)
 
 
 def _element(vector: Any, i: int) -> Any:
@@ -346,24 +394,13 @@ def _element(vector: Any, i: int) -> Any:
 
 
 RULES = {
-    "maximum": lambda e: jnp.max(e, 0),
     "select": lambda e: jnp.where(e[0] == 0, e[1], e[2]),
-    "clamp": lambda e: lax.clamp(np.int32(MIN_EXPONENT), e[0], np.int32(MAX_EXPONENT)),
-    "root 2": lambda e: lax.shift_right_arithmetic(e[0], np.int32(1)),
     "root 3": lambda e: jnp.floor_divide(e[0], np.int32(3)),
 }
-"""What a derived atom is, from its operands' exponents: one row an operand, one column an atom."""
+"""What a derived atom is, from its operands' exponents: one row an operand, one column an atom.
 
-
-def _taken_apart(vector: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-    """Its first scalars, then its slices, as the shapes say."""
-    scalars = sum(shape == () for shape in shapes)
-    results = list(jnp.unstack(lax.slice(vector, (0,), (scalars,)))) if scalars else []
-    start = scalars
-    for (size,) in shapes[scalars:]:
-        results.append(lax.slice(vector, (start,), (start + size,)))
-        start += size
-    return results
+Others are the largest of their operands, then halved (*root 2*) or clamped.
+"""
 
 
 def _computed(*values: Any, given: tuple[Source, ...], **request: Any) -> Any:
@@ -388,13 +425,17 @@ def exp2(exponent: Any, low: int = 0) -> Any:
     return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
 
 
-def exp2_once(exponent: Any, low: Sequence[int] = (), numbers: Sequence[float] = ()) -> Any:
-    """``exp2`` times numbers, by a division: XLA does not repeat it in every loop that reads it."""
-    least, dividend = np.zeros(exponent.shape, np.int32), np.full(exponent.shape, 2, np.float32)
-    least[: len(low)], dividend[: len(numbers)] = low, np.float32(2) * np.float32(numbers)
-    code = lax.clamp(np.int32(1), np.int32(_BIAS + 1) - exponent, 2 * _BIAS + 1 - least)
+def exp2_once(exponent: Any) -> Any:
+    """``exp2``, never 0, by a division: XLA does not repeat it in every loop that reads it."""
+    return _divided(np.float32(2), np.int32(_BIAS + 1) - exponent, np.int32(1))
+
+
+def _divided(dividend: Any, code: Any, least: Any) -> Any:
+    """``dividend`` over the float32 of an exponent code, limited so that 2/2**x is ``exp2(x)``."""
+    high = np.int32(2 * _BIAS + 1) - least
+    code = lax.clamp(np.int32(1), code, high)
     inverse = lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
-    return lax.div(dividend, inverse)
+    return lax.div(jnp.broadcast_to(dividend, code.shape), inverse)
 
 
 def exponent_of_power(x: Any) -> Any:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind, named
-from scalify_cli.core.merge import Shift, Step, merged, sources
+from scalify_cli.core.merge import Step, merged, sources
 from scalify_cli.core.scale import Exponents, Request, exponent_p
 
 
@@ -45,17 +45,18 @@ class _Evaluation:
         for step in self.steps:
             if step.shift:
                 with named(step.equation):
-                    self.write(step.outputs, [self.shifted(*step.inputs, step.shift)])
+                    self.write(step.outputs, [self.shifted(step)])
             elif step.equation.primitive is not exponent_p:
                 operands = self.read(step.inputs)
                 with named(step.equation):
                     self.write(step.outputs, bind(step.equation, operands))
         return self.read(self.jaxpr.outvars)
 
-    def shifted(self, x: Any, shift: Shift) -> Any:
+    def shifted(self, step: Step) -> Any:
+        shift, [x] = step.shift, self.read(step.inputs)
         if shift.scale.static:
-            return lax.mul(*self.read([x]), np.float32(shift.number * 2.0**shift.scale.constant))
-        return lax.mul(*self.read([x, shift]))
+            return lax.mul(x, np.float32(shift.number * 2.0**shift.scale.constant))
+        return (lax.div if _divides(step) else lax.mul)(x, *self.read([_key(step)]))
 
     def write(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         self.values |= zip(variables, values, strict=True)
@@ -83,9 +84,21 @@ def _asks(step: Step) -> bool:
     return bool(unknown) or step.equation.primitive is exponent_p
 
 
+def _divides(step: Step) -> bool:
+    """A scalar is divided by the inverse scale, because XLA repeats a product in each reader."""
+    return step.shift.number == 1 and np.ndim(step.equation.outvars[0].aval) == 0
+
+
+def _key(step: Step) -> Any:
+    """The name of what a step asks for."""
+    return (step.shift, _divides(step)) if step.shift else step.outputs[0]
+
+
 def _request(step: Step) -> tuple[Any, Request]:
-    """What a step asks for, by the name that its value will have."""
+    """What a step asks for, by its name."""
     if step.shift:
-        return step.shift, Request((step.shift.scale,), np.dtype("float32"), (), step.shift.number)
+        scale, number = step.shift
+        scale = scale**-1 if _divides(step) else scale
+        return _key(step), Request((scale,), np.dtype("float32"), (), number)
     params = step.equation.params
-    return step.outputs[0], Request(params["scales"], params["dtype"], params["shape"])
+    return _key(step), Request(params["scales"], params["dtype"], params["shape"])

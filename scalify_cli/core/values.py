@@ -93,14 +93,16 @@ class Uniform:
         mantissa, own = self.split()
         if own is None or scale is None or own == scale:
             return jnp.full(self.shape, mantissa, self.dtype)
-        factor = (own / scale).factor()
-        least = math.copysign(_least(self.dtype), mantissa)
-        known = (own / scale).static
-        larger = (max if known else lax.max) if mantissa > 0 else (min if known else lax.min)
-        value = mantissa * factor if known else lax.mul(factor, np.float32(mantissa))
-        value = larger(value, least if known else np.float32(least))
-        if known and abs(value) > float(jnp.finfo(self.dtype).max):
+        ratio = own / scale
+        value, least = ratio.factor(mantissa), math.copysign(_least(self.dtype), mantissa)
+        if not ratio.static:
+            narrow = is_narrow(self.dtype)
+            larger = lax.max if mantissa > 0 else lax.min
+            value = larger(value, np.float32(least)) if narrow else value
+        elif abs(value) > float(jnp.finfo(self.dtype).max):
             value = math.copysign(math.inf, mantissa)
+        else:
+            value = max(value, least) if mantissa > 0 else min(value, least)
         return jnp.full(self.shape, value, self.dtype)
 
     def array(self) -> Any:
@@ -274,8 +276,7 @@ class Stack:
     def factors(self) -> Any:
         """What brings each iteration to it, [length, count]."""
         exponents = self.exponents - self._largest[None]
-        flat = exp2_once(exponents.reshape(-1), [1] * exponents.size)
-        return flat.reshape(exponents.shape)
+        return exp2_once(exponents)
 
 
 class Column(NamedTuple):
