@@ -2,8 +2,8 @@
 
 A rule knows its own operands only: a sum is brought to one scale, then to another for the sum it is
 part of, then to one that float32 holds. Here a multiplication by a scale moves back through sums,
-products and quotients into one that is there already, and takes a known factor along. Only in
-float32, where the place of a power of two in a product changes no bit.
+products and quotients into one that is there already. Only in float32, where the place of a power
+of two in a product changes no bit.
 """
 
 from collections import Counter
@@ -21,20 +21,13 @@ from scalify_cli.core.scale import Scale, Source, exponent_p
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
 
 
-class Shift(NamedTuple):
-    """Multiplication by ``number * scale``."""
-
-    scale: Scale
-    number: float = 1.0
-
-
 class Step(NamedTuple):
-    """An equation on other variables; with ``shift``, a multiplication of its one input instead."""
+    """An equation on other variables; with ``shift``, its one input times that scale instead."""
 
     equation: Any
     inputs: Sequence[Any]
     outputs: Sequence[Any]
-    shift: Shift | None = None
+    shift: Scale | None = None
 
 
 def merged(jaxpr: jex.Jaxpr) -> list[Step]:
@@ -71,11 +64,10 @@ class _Merger:
 
     def add(self, equation: Any) -> None:
         scales = [self.scale(x) for x in equation.invars]
-        [out, *_] = equation.outvars
         step = Step(equation, equation.invars, equation.outvars)
         if _is_single(step, p.mul_p) and sum(scale is not None for scale in scales) == 1:
             x, scale = equation.invars[scales[0] is not None], scales[0] or scales[1]
-            self.multiply(equation, x, Shift(scale), out)
+            self.multiply(equation, x, scale, *equation.outvars)
         else:
             self.write(step)
 
@@ -89,27 +81,25 @@ class _Merger:
     def maker(self, x: Any) -> Step | None:
         return None if isinstance(x, jex.Literal) else self.makers.get(x)
 
-    def write(self, step: Step) -> Any:
+    def write(self, step: Step) -> None:
         self.steps.append(step)
         self.makers |= dict.fromkeys(step.outputs, step)
-        return step.outputs[0]
 
-    def multiply(self, equation: Any, x: Any, shift: Shift, out: Any) -> Any:
+    def multiply(self, equation: Any, x: Any, shift: Scale, out: Any) -> None:
         """Computes ``x * shift`` as the variable ``out``, where it costs least."""
         maker = self.maker(x)
-        if maker is None or not self.takes(x, shift, shared=out in self.returned):
+        if maker is None or not self.takes(x, shared=out in self.returned):
             return self.write(Step(equation, [x], [out], shift))
-        found = _as_shift(maker)
-        if found:
-            shift = Shift(found.scale * shift.scale, found.number * shift.number)
-            return self.write(Step(equation, [_variable(maker)], [out], shift))
-        inputs, places = list(maker.inputs), self.places(maker, shift)
-        for i in places:
+        if maker.shift:
+            return self.write(Step(equation, maker.inputs, [out], maker.shift * shift))
+        inputs = list(maker.inputs)
+        for i in self.places(maker):
             if not isinstance(inputs[i], jex.Literal):
-                inputs[i] = self.multiply(equation, inputs[i], shift, object())
+                inputs[i] = object()
+                self.multiply(equation, maker.inputs[i], shift, inputs[i])
         return self.write(Step(maker.equation, inputs, [out]))
 
-    def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
+    def takes(self, x: Any, shared: bool = False) -> bool:
         """Whether a multiplication of x adds nothing to how x is computed.
 
         Args:
@@ -120,12 +110,11 @@ class _Merger:
             return np.ndim(x.val) == 0 and x.val == 0
         if maker is None or (self.uses[x] > 1 and not (shared and _is_single(maker, *_SUMS))):
             return False
-        found = _as_shift(maker)
-        return 1 in (found.number, shift.number) if found else bool(self.places(maker, shift))
+        return maker.shift is not None or bool(self.places(maker))
 
-    def places(self, maker: Step, shift: Shift) -> Sequence[int]:
+    def places(self, maker: Step) -> Sequence[int]:
         """The operands to multiply instead of a result; none where that would cost more."""
-        takes = [self.takes(x, shift) for x in maker.inputs]
+        takes = [self.takes(x) for x in maker.inputs]
         if _is_single(maker, *_SUMS):
             return (0, 1) if all(takes) else ()
         if _is_single(maker, p.mul_p):
@@ -137,17 +126,5 @@ class _Merger:
 def _is_single(step: Step, *primitives: Any) -> bool:
     """Whether a step applies one of these in float32."""
     equation = step.equation
-    single = equation.primitive in primitives and equation.outvars[0].aval.dtype == jnp.float32
-    return single and not step.shift
-
-
-def _as_shift(step: Step) -> Shift | None:
-    """What a step multiplies its one variable with, if it does no more than that."""
-    if not _is_single(step, p.mul_p):
-        return step.shift
-    numbers = [x.val for x in step.inputs if isinstance(x, jex.Literal) and np.ndim(x.val) == 0]
-    return Shift(Scale(), float(numbers[0])) if len(numbers) == 1 else None
-
-
-def _variable(step: Step) -> Any:
-    return next(x for x in step.inputs if not isinstance(x, jex.Literal))
+    known = equation.primitive in primitives and not step.shift
+    return known and equation.outvars[0].aval.dtype == jnp.float32

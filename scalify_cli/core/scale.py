@@ -7,6 +7,7 @@ and what is needed at run time is computed for many scales at once (``settled``)
 integers, so no product of scales can overflow.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -284,8 +285,8 @@ class Exponents:
         if single > len(floats):
             results += jnp.unstack(lax.slice(sums, (len(floats),), (single,)))
         ends = np.cumsum([single, *(request.shape[0] for request in requests[single:])])
-        pairs = zip(ends[:-1], ends[1:], strict=True)
-        return results + [lax.slice(sums, (int(i),), (int(j),)) for i, j in pairs]
+        parts = itertools.pairwise(map(int, ends))
+        return results + [lax.slice(sums, (start,), (stop,)) for start, stop in parts]
 
     def _include(self, sources: Sequence[Source]) -> None:
         """Adds what came from outside: scales, then single exponents, then vectors of them."""

@@ -43,7 +43,7 @@ class _Evaluation:
 
     def run(self) -> list[Any]:
         for step in self.steps:
-            if step.shift:
+            if step.shift is not None:
                 with named(step.equation):
                     self.write(step.outputs, [self.shifted(step)])
             elif step.equation.primitive is not exponent_p:
@@ -53,9 +53,9 @@ class _Evaluation:
         return self.read(self.jaxpr.outvars)
 
     def shifted(self, step: Step) -> Any:
-        shift, [x] = step.shift, self.read(step.inputs)
-        if shift.scale.static:
-            return lax.mul(x, np.float32(shift.number * 2.0**shift.scale.constant))
+        [x], scale = self.read(step.inputs), step.shift
+        if scale.static:
+            return lax.mul(x, np.float32(2.0**scale.constant))
         return (lax.div if _divides(step) else lax.mul)(x, *self.read([_key(step)]))
 
     def write(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
@@ -80,25 +80,23 @@ class _Evaluation:
 
 def _asks(step: Step) -> bool:
     """Whether a step needs a scale that is unknown while tracing."""
-    unknown = step.shift and not step.shift.scale.static
-    return bool(unknown) or step.equation.primitive is exponent_p
+    unknown = step.shift is not None and not step.shift.static
+    return unknown or (step.shift is None and step.equation.primitive is exponent_p)
 
 
 def _divides(step: Step) -> bool:
     """A scalar is divided by the inverse scale, because XLA repeats a product in each reader."""
-    return step.shift.number == 1 and np.ndim(step.equation.outvars[0].aval) == 0
+    return np.ndim(step.equation.outvars[0].aval) == 0
 
 
 def _key(step: Step) -> Any:
     """The name of what a step asks for."""
-    return (step.shift, _divides(step)) if step.shift else step.outputs[0]
+    return step.outputs[0] if step.shift is None else (step.shift, _divides(step))
 
 
 def _request(step: Step) -> tuple[Any, Request]:
     """What a step asks for, by its name."""
-    if step.shift:
-        scale, number = step.shift
-        scale = scale**-1 if _divides(step) else scale
-        return _key(step), Request((scale,), np.dtype("float32"), (), number)
-    params = step.equation.params
-    return _key(step), Request(params["scales"], params["dtype"], params["shape"])
+    if step.shift is None:
+        return _key(step), Request(*(step.equation.params[name] for name in Request._fields))
+    scale = step.shift**-1 if _divides(step) else step.shift
+    return _key(step), Request((scale,), np.dtype("float32"), ())

@@ -16,11 +16,24 @@ from scalify_cli.core.scale import (
     exp2,
     exponents,
     log2_floor,
+    maximum,
+    minimum,
 )
 from scalify_cli.core.scaled_array import is_float, wide_dtype
-from scalify_cli.core.values import Column, Scaled, Stack, Uniform, plain, promote, unstack
+from scalify_cli.core.values import (
+    Column,
+    Scaled,
+    Stack,
+    Uniform,
+    is_narrow,
+    plain,
+    promote,
+    times,
+    unstack,
+)
 
-_LOW, _HIGH = -6, 4  # binades in which a carry's largest magnitude may drift between iterations
+_LOW, _HIGH = -6, 4  # binades in which a narrow carry's largest magnitude may drift
+_FAR = 60  # log2 of the bounds of a carry's scale; the square of data there is in float32's range
 
 
 class Form(NamedTuple):
@@ -147,13 +160,23 @@ def carried(initial: Sequence[Any]) -> list[Form]:
 def advanced(forms: Sequence[Form], before: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
     """The state after an iteration, from its first outputs.
 
-    Static rules let a scale drift away from the values by some binades an iteration, so a carry
-    is measured at the end of each, and brought back where it has drifted far.
+    Static rules let a scale drift away from the values by some binades an iteration. A dtype with
+    float32's range has room for that as long as the scale stays within bounds; a narrow one is
+    measured at the end of each iteration, and brought back where it has drifted far.
     """
     return [
-        x if form.kind == "plain" or x is old else _near_one(promote(x))
+        x if form.kind == "plain" or x is old else _steady(promote(x))
         for form, old, x in zip(forms, before, outputs, strict=False)
     ]
+
+
+def _steady(x: Scaled) -> Scaled:
+    if is_narrow(x.dtype):
+        return _near_one(x)
+    if x.scale is None:
+        return x
+    held = maximum([minimum(x.scale, Scale(_FAR)), Scale(-_FAR)])
+    return Scaled(times(x.data, x.scale / held), held)
 
 
 def _near_one(x: Scaled) -> Scaled:

@@ -49,7 +49,7 @@ class Patterns:
         self.known: set[Any] = set()
         self.made_true: set[Any] = set()
         self.scales: dict[Any, Scale] = {}
-        equations = live_equations(jaxpr)
+        equations = [e for e in live_equations(jaxpr) if e.outvars]
         for equation in equations:
             self._look_at(equation)
         self._find_guards(jaxpr, equations)
