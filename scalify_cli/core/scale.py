@@ -19,6 +19,7 @@ from jax.extend import core as jex
 from jax.interpreters import mlir
 
 _BIAS, _MANTISSA_BITS = 127, 23
+_INFINITY = 255 << _MANTISSA_BITS
 _MOST_PARTS, _FEW = 24, 3
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
 
@@ -448,6 +449,13 @@ def exponent_of_power(x: Any) -> Any:
 def clip(exponent: Any, low: int, high: int) -> Any:
     """An int32 scalar within bounds, in two operations."""
     return lax.min(lax.max(jnp.int32(exponent), np.int32(low)), np.int32(high))
+
+
+def power_below(x: Any) -> Any:
+    """The power of two at or below |x| (float32), the smallest for zero, infinities and NaN."""
+    bits = lax.bitcast_convert_type(x, jnp.int32) & np.int32(_INFINITY)
+    power = lax.bitcast_convert_type(jnp.where(bits == _INFINITY, 0, bits), jnp.float32)
+    return lax.max(power, np.float32(2.0**MIN_EXPONENT))
 
 
 def log2_floor(x: Any) -> Any:

@@ -42,21 +42,28 @@ class _Evaluation:
         self.write(closed.jaxpr.invars, arguments)
 
     def run(self) -> list[Any]:
-        for step in self.steps:
-            if step.shift is not None:
-                with named(step.equation):
-                    self.write(step.outputs, [self.shifted(step)])
-            elif step.equation.primitive is not exponent_p:
-                operands = self.read(step.inputs)
-                with named(step.equation):
-                    self.write(step.outputs, bind(step.equation, operands))
+        """All that can be computed is, before scales are: they are then computed in few batches."""
+        left = [
+            s for s in self.steps if s.shift is not None or s.equation.primitive is not exponent_p
+        ]
+        while left:
+            left = self.advance(left)
+            if left:
+                self.compute_scales()
         return self.read(self.jaxpr.outvars)
 
-    def shifted(self, step: Step) -> Any:
-        [x], scale = self.read(step.inputs), step.shift
-        if scale.static:
-            return lax.mul(x, np.float32(2.0**scale.constant))
-        return (lax.div if _divides(step) else lax.mul)(x, *self.read([_key(step)]))
+    def advance(self, steps: Sequence[Step]) -> list[Step]:
+        """Computes what can be; the steps that are left. Effects keep their order."""
+        left = []
+        for step in steps:
+            later = step.equation.effects and any(s.equation.effects for s in left)
+            if later or not all(map(self.known, _needs(step))):
+                left.append(step)
+            else:
+                operands = self.read(_needs(step))
+                with named(step.equation):
+                    self.write(step.outputs, _computed(step, operands))
+        return left
 
     def write(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
         self.values |= zip(variables, values, strict=True)
@@ -76,6 +83,18 @@ class _Evaluation:
         for source in (source for key in ready for source in given[key]):
             self.exponents.given[source] = self.read([self.sources[source]])[0]
         self.write(ready, self.exponents.compute([self.waiting.pop(key) for key in ready]))
+
+
+def _computed(step: Step, operands: Sequence[Any]) -> list[Any]:
+    if step.shift is None:
+        return bind(step.equation, operands)
+    if step.shift.static:
+        return [lax.mul(*operands, np.float32(2.0**step.shift.constant))]
+    return [(lax.div if _divides(step) else lax.mul)(*operands)]
+
+
+def _needs(step: Step) -> Sequence[Any]:
+    return [*step.inputs, _key(step)] if step.shift is not None and _asks(step) else step.inputs
 
 
 def _asks(step: Step) -> bool:

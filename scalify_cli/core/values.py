@@ -22,11 +22,10 @@ from scalify_cli.core.scale import (
     MIN_EXPONENT,
     ONE,
     Scale,
-    exp2,
     exp2_once,
-    log2_floor,
     maximum,
     minimum,
+    power_below,
 )
 from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
 
@@ -194,10 +193,9 @@ def promote(x: Any) -> Scaled:
     if np.size(x) != 1:
         return Scaled(x, ONE)
     wide = x.astype(wide_dtype(x.dtype))
-    finite = jnp.where(jnp.isfinite(wide), wide, 0).astype(jnp.float32)
-    exponent = log2_floor(finite.reshape(()))
-    data = lax.div(wide, exp2(exponent).astype(wide.dtype)).astype(x.dtype)  # not repeated by XLA
-    return Scaled(data, Scale.unknown(exponent))
+    power = power_below(wide.astype(jnp.float32).reshape(()))
+    data = lax.div(wide, power.astype(wide.dtype)).astype(x.dtype)  # not repeated by XLA
+    return Scaled(data, Scale.unknown(power))
 
 
 def times(data: Any, scale: Scale | None) -> Any:
