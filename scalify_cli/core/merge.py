@@ -75,7 +75,7 @@ class _Merger:
         """The scale that x is, if it is a scale asked for."""
         maker = self.maker(x)
         asked = maker and maker.equation.primitive is exponent_p and maker.equation.params
-        factor = asked and asked["dtype"] == jnp.float32 and asked["shape"] == ()
+        factor = asked and asked["dtype"] == jnp.float32 and asked["number"] == 1
         return asked["scales"][0] if asked and factor else None
 
     def maker(self, x: Any) -> Step | None:

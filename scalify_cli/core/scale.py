@@ -254,12 +254,15 @@ class Request(NamedTuple):
 
 
 class Exponents:
-    """The int32 exponents of the atoms of a program, in one vector that grows as they are known."""
+    """The int32 exponents of the atoms of a program, in one vector that grows as they are known.
+
+    Its first element is 1, which constants are multiples of.
+    """
 
     def __init__(self):
         self.given: dict[Source, Any] = {}
         self.place: dict[Any, int] = {}
-        self.vector: Any = np.zeros(0, np.int32)
+        self.vector: Any = np.ones(1, np.int32)
 
     def compute(self, requests: Sequence[Request]) -> list[Any]:
         """What was asked for: a few scalars alone, many in a few operations on vectors."""
@@ -279,15 +282,15 @@ class Exponents:
         scales = [scale for request in requests for scale in request.scales]
         floats = [request for request in requests if request.dtype == jnp.float32]
         single = sum(request.shape == () for request in requests)
-        sums, results = self._sums(scales, inverse=len(floats)), []
+        sums, count, results = self._sums(scales, inverse=len(floats)), len(floats), []
         if floats:
-            codes = lax.slice(sums, (0,), (len(floats),)) if len(floats) < len(scales) else sums
-            results += list(jnp.unstack(_powers(codes, floats)))[: len(floats)]
-        if single > len(floats):
-            results += jnp.unstack(lax.slice(sums, (len(floats),), (single,)))
+            codes = sums if count >= len(scales) else sums[:count]
+            results += _scalars(_powers(codes, floats))[:count]
+        if single > count:
+            results += _scalars(sums[count:single])
         ends = np.cumsum([single, *(request.shape[0] for request in requests[single:])])
         parts = itertools.pairwise(map(int, ends))
-        return results + [lax.slice(sums, (start,), (stop,)) for start, stop in parts]
+        return results + [sums[start:stop] for start, stop in parts]
 
     def _include(self, sources: Sequence[Source]) -> None:
         """Adds what came from outside: scales, then single exponents, then vectors of them."""
@@ -307,7 +310,7 @@ class Exponents:
 
     def _append(self, new: Any, members: Sequence[Any]) -> None:
         self.place |= {member: self.vector.size + i for i, member in enumerate(members)}
-        self.vector = lax.concatenate([self.vector, new], 0) if self.vector.size else new
+        self.vector = lax.concatenate([self.vector, new], 0)
 
     def _alone(self, request: Request) -> Any:
         [scale] = request.scales
@@ -349,27 +352,30 @@ class Exponents:
             atom.operands + atom.operands[:1] * (count - len(atom.operands)) for atom in atoms
         ]
         columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
-        sums = lax.slice(self._sums(columns), (0,), (len(columns),)).reshape(count, -1)
+        sums = self._sums(columns)[: len(columns)].reshape(count, -1)
         rule = RULES.get(atoms[0].rule)
         return rule(sums) if rule else _largest(sums, [atom.rule for atom in atoms])
 
     def _sums(self, scales: Sequence[Scale], inverse: int = 0) -> Any:
-        """The exponents of some scales: one product of a vector and a constant matrix.
+        """The exponents of some scales: one product of the vector and a constant matrix.
 
         At least two columns, because XLA computes narrower products anew wherever they are read.
 
         Args:
             inverse: how many of them, from the first, are wanted as the float32 code of 2/scale.
         """
-        width = max(len(scales), 2)
-        matrix, constants = np.zeros((self.vector.size, width), np.int32), np.zeros(width, np.int32)
+        matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
         for column, scale in enumerate(scales):
-            constants[column] = scale.constant
+            matrix[0, column] = scale.constant
             for atom, n in scale.terms:
                 matrix[self._position(atom), column] = n
         matrix[:, :inverse] *= -1
-        constants[:inverse] = _BIAS + 1 - constants[:inverse]
-        return self.vector @ matrix + constants
+        matrix[0, :inverse] += _BIAS + 1
+        return lax.dot(self.vector, matrix)
+
+
+def _scalars(vector: Any) -> list[Any]:
+    return list(jnp.unstack(vector))
 
 
 def _largest(rows: Any, rules: Sequence[str]) -> Any:

@@ -89,7 +89,7 @@ def _computed(step: Step, operands: Sequence[Any]) -> list[Any]:
     if step.shift is None:
         return bind(step.equation, operands)
     if step.shift.static:
-        return [lax.mul(*operands, np.float32(2.0**step.shift.constant))]
+        return [lax.mul(*operands, np.float32(step.shift.factor()))]
     return [(lax.div if _divides(step) else lax.mul)(*operands)]
 
 
