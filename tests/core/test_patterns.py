@@ -1,0 +1,141 @@
+"""Activations, softmax and norms as ``jax.nn`` writes them: what scale they leave, what values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from scalify_cli.core import ScaledArray, scalify, unscale
+
+X = np.linspace(-3, 3, 16, dtype=np.float32)
+ERROR = {"float32": 2.0**-19, "bfloat16": 2.0**-6, "float16": 2.0**-8}
+
+
+def swiglu(x):
+    return jax.nn.silu(x) * (x + 1)
+
+
+def layer_norm(x):
+    return (x - x.mean()) * lax.rsqrt(x.var() + 1e-5)
+
+
+def rms_norm(x):
+    return x / jnp.sqrt(jnp.mean(jnp.square(x)) + 1e-6)
+
+
+def cross_entropy(x):
+    return jax.nn.logsumexp(x) - x[3]
+
+
+def attention(x):
+    scores = jnp.where(jnp.tri(4, dtype=bool), x.reshape(4, 4) @ x.reshape(4, 4), -jnp.inf)
+    return jax.nn.softmax(scores) @ x.reshape(4, 4)
+
+
+GATES = {
+    "gelu": jax.nn.gelu,
+    "exact gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu²": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu² of max": lambda x: jnp.maximum(x, 0) ** 2,
+    "swiglu": swiglu,
+    "glu": jax.nn.glu,
+    "mish": jax.nn.mish,
+}
+OTHERS = {
+    "softmax": jax.nn.softmax,
+    "log_softmax": jax.nn.log_softmax,
+    "logsumexp": jax.nn.logsumexp,
+    "cross-entropy": cross_entropy,
+    "attention": attention,
+    "layer norm": layer_norm,
+    "rms norm": rms_norm,
+    "standardize": jax.nn.standardize,
+}
+
+
+def weighted(f):
+    """A scalar of f with a derivative that does not cancel."""
+
+    def total(x):
+        y = f(x).astype(jnp.float32)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    return total
+
+
+def relative_error(got, wanted):
+    got, wanted = np.asarray(unscale(got, jnp.float32)), np.asarray(wanted)
+    return np.max(np.abs(got - wanted)) / max(np.max(np.abs(wanted)), 2.0**-100)
+
+
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("exponent", [-6, 0, 2])
+@pytest.mark.parametrize("f", GATES.values(), ids=GATES.keys())
+def test_a_gate_keeps_the_scale_of_its_input(f, exponent, dtype):
+    x = ScaledArray(jnp.asarray(X, dtype), 2.0**exponent)
+    assert float(jax.jit(scalify(f))(x).scale) == 2.0**exponent
+
+
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("exponent", [-24, -3, 2])
+@pytest.mark.parametrize("f", (GATES | OTHERS).values(), ids=(GATES | OTHERS).keys())
+def test_values_are_those_of_plain_float32(f, exponent, dtype):
+    x = ScaledArray(jnp.asarray(X, dtype), 2.0**exponent)
+    true = jnp.float32(unscale(x, jnp.float32))
+    assert relative_error(jax.jit(scalify(f))(x), f(true)) < ERROR[dtype]
+
+
+@pytest.mark.parametrize("exponent", [-24, 2])
+@pytest.mark.parametrize("f", (GATES | OTHERS).values(), ids=(GATES | OTHERS).keys())
+def test_derivatives_are_those_of_plain_float32(f, exponent):
+    x = ScaledArray(jnp.asarray(X), 2.0**exponent)
+    wanted = jax.grad(weighted(f))(jnp.asarray(X) * 2.0**exponent)
+    assert relative_error(jax.jit(scalify(jax.grad(weighted(f))))(x), wanted) < 2.0**-14
+
+
+@pytest.mark.parametrize("f", [layer_norm, rms_norm])
+def test_a_norm_has_one_scale_whatever_its_input_has(f):
+    results = [jax.jit(scalify(f))(ScaledArray(jnp.asarray(X), 2.0**k)) for k in (-40, 0, 40)]
+    assert len({float(result.scale) for result in results}) == 1
+
+
+@pytest.mark.parametrize("exponent", [-40, -9, 0, 30])
+def test_epsilon_is_relative_to_the_true_value(exponent):
+    x = ScaledArray(jnp.asarray(X), 2.0**exponent)
+    true = np.float64(X) * 2.0**exponent
+    wanted = true / np.sqrt(np.mean(true**2) + 1e-6)
+    np.testing.assert_allclose(unscale(jax.jit(scalify(rms_norm))(x)), wanted, rtol=2.0**-21)
+
+
+def products(f, *arguments):
+    """Multiplications of whole arrays by a scale known at run time, in f under ``scalify``."""
+    jaxpr = jax.make_jaxpr(scalify(f))(*arguments).jaxpr
+    found = [e for e in jaxpr.eqns if e.primitive.name == "mul"]
+    found = [e for e in found if e.outvars[0].aval.shape == X.shape]
+    return sum(any(x.aval.shape == () and not hasattr(x, "val") for x in e.invars) for e in found)
+
+
+def test_an_activation_is_made_true_once_and_brought_back_once():
+    assert products(jax.nn.gelu, ScaledArray(jnp.asarray(X), 2.0)) == 2
+
+
+def test_terms_of_a_sum_are_multiplied_once_each():
+    x = ScaledArray(jnp.asarray(X), 2.0)
+    assert products(lambda a, b, c: (a + b) + c, x, x, x) == 3
+    assert products(lambda a, b, c: ((a + b) / 3) - c, x, x, x) == 3
+    assert products(lambda a, b, c: (a + b, (a + b) * c + c), x, x, x) <= 7
+
+
+@pytest.mark.parametrize("scales", [(0, 5, -7), (30, -30, 1), (-40, -41, -40)])
+def test_merged_multiplications_change_no_bit(scales):
+    values = [ScaledArray(jnp.asarray(X) + i, 2.0**k) for i, k in enumerate(scales)]
+
+    def f(a, b, c):
+        return (a + b) - c, ((a + b) / c + b) - a
+
+    got, wanted = jax.jit(scalify(f))(*values), f(*map(unscale, values))
+    for x, y in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(unscale(x), y)
