@@ -117,3 +117,4 @@ OPAQUE = frozenset(
 RULES |= dict.fromkeys(SATURATING, saturates(shrinks=True))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), saturates(shrinks=False))
 RULES |= dict.fromkeys(OPAQUE, opaque)
+RULES["log2"] = opaque  # the older JAX divides two logarithms

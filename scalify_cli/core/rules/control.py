@@ -29,6 +29,7 @@ from scalify_cli.core.rules.boundary import (
     split,
     unstacked,
 )
+from scalify_cli.core.rules.definitions import PRIMITIVES, rewritten
 from scalify_cli.core.scale import ONE, Scale, exponents
 from scalify_cli.core.settle import settled
 from scalify_cli.core.values import Scaled, bounded, plain, promote, times
@@ -40,7 +41,7 @@ def call(name: str) -> Callable:
     def rule(equation, *operands, run):
         params = equation.params
         inputs = map(_constrained, operands, params.get("in_shardings", operands))
-        outputs = run(params[name], list(inputs))
+        outputs = run(rewritten(params[name]), list(inputs))
         return list(map(_constrained, outputs, params.get("out_shardings", outputs)))
 
     return rule
@@ -213,5 +214,6 @@ LOOPS = {
     p.cond_p.name: cond,
     p.remat_p.name: remat,
     "shard_map": shard_map,
+    **PRIMITIVES,
 }
 """By name, as some of the primitives are not public."""
