@@ -15,8 +15,9 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
+from scalify_cli.core.exponents import Source, exponent_p
 from scalify_cli.core.interpreter import live_equations
-from scalify_cli.core.scale import Scale, Source, exponent_p
+from scalify_cli.core.scale import Scale
 
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
 
@@ -66,8 +67,8 @@ class _Merger:
         scales = [self.scale(x) for x in equation.invars]
         step = Step(equation, equation.invars, equation.outvars)
         if _is_single(step, p.mul_p) and sum(scale is not None for scale in scales) == 1:
-            x, scale = equation.invars[scales[0] is not None], scales[0] or scales[1]
-            self.multiply(equation, x, scale, *equation.outvars)
+            [(i, scale)] = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
+            self.multiply(equation, equation.invars[1 - i], scale, *equation.outvars)
         else:
             self.write(step)
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.interpreters import ad, batching, mlir
 
 from scalify_cli.core.interpreter import RuledPrimitive
-from scalify_cli.core.scale import MIN_EXPONENT, Scale, exp2, log2_floor
+from scalify_cli.core.powers import MIN_EXPONENT, exp2, log2_floor
+from scalify_cli.core.scale import Scale
 from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.values import Scaled, promote
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from scalify_cli.core.scale import MIN_EXPONENT, exp2, log2_floor
+from scalify_cli.core.powers import MIN_EXPONENT, exp2, log2_floor
 
 SMALLEST_SCALE = 2.0**-126
 

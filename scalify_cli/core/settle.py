@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from scalify_cli.core.exponents import Exponents, Request, exponent_p
 from scalify_cli.core.interpreter import bind, named
 from scalify_cli.core.merge import Step, merged, sources
-from scalify_cli.core.scale import Exponents, Request, exponent_p
 
 
 def settled(f: Callable) -> Callable:
@@ -89,8 +89,9 @@ def _computed(step: Step, operands: Sequence[Any]) -> list[Any]:
     if step.shift is None:
         return bind(step.equation, operands)
     if step.shift.static:
-        return [lax.mul(*operands, np.float32(step.shift.factor()))]
-    return [(lax.div if _divides(step) else lax.mul)(*operands)]
+        return [lax.mul(operands[0], np.float32(step.shift.factor()))]
+    x, factor = operands
+    return [lax.div(x, factor) if _divides(step) else lax.mul(x, factor)]
 
 
 def _needs(step: Step) -> Sequence[Any]:

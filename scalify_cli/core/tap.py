@@ -7,7 +7,7 @@ import numpy as np
 from jax.interpreters import ad, batching, mlir
 
 from scalify_cli.core.interpreter import RuledPrimitive
-from scalify_cli.core.scale import MIN_EXPONENT
+from scalify_cli.core.powers import MIN_EXPONENT
 from scalify_cli.core.values import Scaled, promote
 
 

@@ -108,7 +108,9 @@ def run(
     return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
 
 
-def _apply(equation: Any, operands: list[Any], rules: Mapping, inner: Callable) -> Sequence[Any]:
+def _apply(
+    equation: Any, operands: Sequence[Any], rules: Mapping, inner: Callable
+) -> Sequence[Any]:
     rule = rule_for(equation, operands, rules)
     if rule in _CONTROL:
         return _as_loose_as(operands, rule(equation, *operands, run=inner))
@@ -148,7 +150,7 @@ def _unscaled(equation: Any, *operands: Any) -> list[Any]:
     return bind(equation, [plain(x) for x in operands])
 
 
-def _as_loose_as(operands: list[Any], outputs: Sequence[Any]) -> Sequence[Any]:
+def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
     """What is made of plain arrays only stays so."""
     scaled = [x for x in operands if isinstance(x, Scaled)]
     if not scaled or not all(x.loose for x in scaled):

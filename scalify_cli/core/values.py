@@ -17,16 +17,8 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from scalify_cli.core.scale import (
-    MAX_EXPONENT,
-    MIN_EXPONENT,
-    ONE,
-    Scale,
-    exp2_once,
-    maximum,
-    minimum,
-    power_below,
-)
+from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2_once, power_below
+from scalify_cli.core.scale import ONE, Scale, maximum, minimum
 from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
 
 _HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them

@@ -1,5 +1,8 @@
 """Scale rules of elementwise functions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
@@ -73,7 +76,7 @@ def next_after(equation, x, y):
 
 
 SQRT, RSQRT = root(2, lax.sqrt), root(-2, lax.rsqrt)
-RULES = {
+RULES: dict[Any, Callable] = {
     p.mul_p: product,
     p.div_p: quotient,
     p.integer_pow_p: power,

@@ -8,17 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from scalify_cli.core.scale import (
-    MAX_EXPONENT,
-    MIN_EXPONENT,
-    Scale,
-    clip,
-    exp2,
-    exponents,
-    log2_floor,
-    maximum,
-    minimum,
-)
+from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, clip, exp2, log2_floor
+from scalify_cli.core.scale import Scale, exponents, maximum, minimum
 from scalify_cli.core.scaled_array import is_float, wide_dtype
 from scalify_cli.core.values import (
     Column,

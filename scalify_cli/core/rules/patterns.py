@@ -78,7 +78,7 @@ class Patterns:
         if wanted is None or not isinstance(outputs[0], Scaled) or outputs[0].scale is None:
             return outputs
         x = outputs[0]
-        if is_narrow(x.dtype):
+        if x.scale is not None and is_narrow(x.dtype):
             wanted = maximum(
                 [x.scale.shifted(-_HEADROOM), minimum(wanted, x.scale.shifted(_HEADROOM))]
             )
@@ -101,7 +101,7 @@ class Patterns:
         elif primitive in _POLYNOMIAL:
             self._combine(equation, inputs, out)
         elif primitive is p.mul_p:
-            self._multiply(*inputs, out)
+            self._multiply(inputs[0], inputs[1], out)
 
     def _call(self, name: str, inputs: Sequence[Any], out: Any) -> None:
         if name in _GATES and len(inputs) == 1:

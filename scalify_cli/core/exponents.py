@@ -1,0 +1,235 @@
+"""Scales needed at run time, computed many at once.
+
+One by one they would be thousands of scalar operations. A program's exponents stand in one int32
+vector instead; what is asked for of it are products with constant matrices.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend import core as jex
+from jax.interpreters import mlir
+
+from scalify_cli.core.powers import (
+    BIAS,
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    divided,
+    exp2,
+    exponent_of_power,
+)
+
+_FEW = 3
+
+
+class Source:
+    """Run-time exponents that came from outside: an int32 scalar or vector, or a float32 scale."""
+
+    def __init__(self, array: Any):
+        self.array = array
+
+
+def merged(sets: Iterable[dict]) -> dict:
+    return {atom: None for atoms in sets for atom in atoms}
+
+
+class Request(NamedTuple):
+    """Scales needed at run time: int32 exponents or float32 factors, of shape () or (n,)."""
+
+    scales: tuple[Any, ...]
+    dtype: Any
+    shape: tuple[int, ...]
+    number: float = 1.0  # a factor of a float32 result
+
+    @property
+    def low(self) -> int:
+        """1 where the float may not be zero."""
+        return 1 if self.number != 1 else self.scales[0].low
+
+    @property
+    def order(self) -> tuple:
+        """Float32 scalars first, vectors last."""
+        return self.shape, self.dtype != jnp.float32
+
+    @property
+    def given(self) -> tuple[Source, ...]:
+        """What they are computed from."""
+        return tuple(merged(atom.given for scale in self.scales for atom, _ in scale.terms))
+
+
+class Exponents:
+    """The int32 exponents of the atoms of a program, in one vector that grows as they are known.
+
+    Its first element is 1, which constants are multiples of.
+    """
+
+    def __init__(self):
+        self.given: dict[Source, Any] = {}
+        self.place: dict[Any, int] = {}
+        self.vector: Any = np.ones(1, np.int32)
+
+    def compute(self, requests: Sequence[Request]) -> list[Any]:
+        """What was asked for: a few scalars alone, many in a few operations on vectors."""
+        levels = self._levels(scale for request in requests for scale in request.scales)
+        scalars = all(request.shape == () for request in requests)
+        if scalars and not levels and len(requests) <= _FEW:
+            return [self._alone(request) for request in requests]
+        self._include([source for source in self.given if source not in self.place])
+        for atoms in levels:
+            self._append(self._derived(atoms), atoms)
+        order = sorted(range(len(requests)), key=lambda i: requests[i].order)
+        results = zip(order, self._together([requests[i] for i in order]), strict=True)
+        return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+    def _together(self, requests: Sequence[Request]) -> list[Any]:
+        """Of requests in their order: float32 scalars, int32 scalars, int32 vectors."""
+        scales = [scale for request in requests for scale in request.scales]
+        floats = [request for request in requests if request.dtype == jnp.float32]
+        single = sum(request.shape == () for request in requests)
+        sums, count, results = self._sums(scales, inverse=len(floats)), len(floats), []
+        if floats:
+            codes = sums if count >= len(scales) else sums[:count]
+            results += _scalars(_powers(codes, floats))[:count]
+        if single > count:
+            results += _scalars(sums[count:single])
+        ends = np.cumsum([single, *(request.shape[0] for request in requests[single:])])
+        parts = itertools.pairwise(map(int, ends))
+        return results + [sums[start:stop] for start, stop in parts]
+
+    def _include(self, sources: Sequence[Source]) -> None:
+        """Adds what came from outside: scales, then single exponents, then vectors of them."""
+        values = [(source, self.given[source]) for source in sources]
+        floats = [(x, value) for x, value in values if value.dtype == jnp.float32]
+        single = [(x, v) for x, v in values if v.dtype != jnp.float32 and v.ndim == 0]
+        if floats:
+            scales = jnp.stack([value for _, value in floats])
+            self._append(exponent_of_power(scales), [x for x, _ in floats])
+        if single:
+            self._append(
+                jnp.stack([jnp.int32(value) for _, value in single]), [x for x, _ in single]
+            )
+        for source, value in values:
+            if value.ndim:
+                self._append(value, [source])
+
+    def _append(self, new: Any, members: Sequence[Any]) -> None:
+        self.place |= {member: self.vector.size + i for i, member in enumerate(members)}
+        self.vector = lax.concatenate([self.vector, new], 0)
+
+    def _alone(self, request: Request) -> Any:
+        [scale] = request.scales
+        exponent: Any = np.int32(scale.constant)
+        for atom, n in scale.terms:
+            exponent = exponent + self._one(atom) * np.int32(n)
+        if request.dtype == jnp.int32:
+            return exponent
+        factor = exp2(exponent, request.low)
+        return factor if request.number == 1 else factor * np.float32(request.number)
+
+    def _one(self, atom: Any) -> Any:
+        if not atom.source:
+            return _element(self.vector, self.place[atom])
+        value = self.given[atom.source]
+        if value.dtype == jnp.float32:
+            return exponent_of_power(value)
+        return _element(value, atom.index) if value.ndim else value
+
+    def _position(self, atom: Any) -> int:
+        return self.place[atom.source] + atom.index if atom.source else self.place[atom]
+
+    def _levels(self, scales: Iterable[Any]) -> list[list[Any]]:
+        """The derived atoms still to be computed, each level from those before it."""
+        found: dict[Any, None] = {}
+        waiting = [atom for scale in scales for atom, _ in scale.terms]
+        while waiting:
+            atom = waiting.pop()
+            if atom.depth and atom not in found and atom not in self.place:
+                found[atom] = None
+                waiting += [below for scale in atom.operands for below, _ in scale.terms]
+        order = sorted({atom.level for atom in found})
+        return [[atom for atom in found if atom.level == level] for level in order]
+
+    def _derived(self, atoms: Sequence[Any]) -> Any:
+        """The exponents of derived atoms of one level."""
+        count = max(len(atom.operands) for atom in atoms)
+        padded = [
+            atom.operands + atom.operands[:1] * (count - len(atom.operands)) for atom in atoms
+        ]
+        columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
+        sums = self._sums(columns)[: len(columns)].reshape(count, -1)
+        rule = RULES.get(atoms[0].rule)
+        return rule(sums) if rule else _largest(sums, [atom.rule for atom in atoms])
+
+    def _sums(self, scales: Sequence[Any], inverse: int = 0) -> Any:
+        """The exponents of some scales: one product of the vector and a constant matrix.
+
+        At least two columns, because XLA computes narrower products anew wherever they are read.
+
+        Args:
+            inverse: how many of them, from the first, are wanted as the float32 code of 2/scale.
+        """
+        matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
+        for column, scale in enumerate(scales):
+            matrix[0, column] = scale.constant
+            for atom, n in scale.terms:
+                matrix[self._position(atom), column] = n
+        matrix[:, :inverse] *= -1
+        matrix[0, :inverse] += BIAS + 1
+        return lax.dot(self.vector, matrix)
+
+
+def _scalars(vector: Any) -> list[Any]:
+    return list(jnp.unstack(vector))
+
+
+def _largest(rows: Any, rules: Sequence[str]) -> Any:
+    """The maxima of columns, each halved or clamped where its rule says so."""
+    largest = jnp.max(rows, 0) if len(rows) > 1 else rows[0]
+    if "root 2" in rules:
+        largest = lax.shift_right_arithmetic(
+            largest, np.array([r == "root 2" for r in rules], np.int32)
+        )
+    if "clamp" not in rules:
+        return largest
+    far = np.array([0 if rule == "clamp" else 2**30 for rule in rules], np.int32)
+    return lax.clamp(MIN_EXPONENT - far, largest, MAX_EXPONENT + far)
+
+
+def _powers(codes: Any, requests: Sequence[Request]) -> Any:
+    """What float32 scalars were asked for, from the codes of their inverses."""
+    least, dividend = np.zeros(codes.shape, np.int32), np.full(codes.shape, 2, np.float32)
+    for i, request in enumerate(requests):
+        least[i], dividend[i] = request.low, 2 * np.float32(request.number)
+    return divided(dividend, codes, least)
+
+
+def _element(vector: Any, i: int) -> Any:
+    return lax.squeeze(lax.slice(vector, (i,), (i + 1,)), (0,))
+
+
+RULES = {
+    "select": lambda e: jnp.where(e[0] == 0, e[1], e[2]),
+    "root 3": lambda e: jnp.floor_divide(e[0], np.int32(3)),
+}
+"""What a derived atom is, from its operands' exponents: one row an operand, one column an atom.
+
+Others are the largest of their operands, then halved (*root 2*) or clamped.
+"""
+
+
+def _computed(*values: Any, given: tuple[Source, ...], **request: Any) -> Any:
+    exponents = Exponents()
+    exponents.given |= zip(given, values, strict=True)
+    return exponents.compute([Request(**request)])[0]
+
+
+exponent_p = jex.Primitive("exponent")
+"""A scale asked for; ``settled`` computes many of them together."""
+exponent_p.def_impl(_computed)
+exponent_p.def_abstract_eval(lambda *_, dtype, shape, **__: ShapedArray(shape, dtype))
+mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
