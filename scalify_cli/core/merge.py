@@ -2,8 +2,8 @@
 
 A rule knows its own operands only: a sum is brought to one scale, then to another for the sum it is
 part of, then to one that float32 holds. Here a multiplication by a scale moves back through sums,
-products and quotients into one that is there already. Only in float32, where the place of a power
-of two in a product changes no bit.
+products and quotients into one that is there already, and takes a known number along. Only in
+float32, where the place of a power of two in a product changes no bit.
 """
 
 from collections import Counter
@@ -22,13 +22,24 @@ from scalify_cli.core.scale import Scale
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
 
 
+class Shift(NamedTuple):
+    """Multiplication by ``number * scale``."""
+
+    scale: Scale
+    number: float = 1.0
+
+    @property
+    def static(self) -> bool:
+        return self.scale.static
+
+
 class Step(NamedTuple):
-    """An equation on other variables; with ``shift``, its one input times that scale instead."""
+    """An equation on other variables; with ``shift``, its one input times that instead."""
 
     equation: Any
     inputs: Sequence[Any]
     outputs: Sequence[Any]
-    shift: Scale | None = None
+    shift: Shift | None = None
 
 
 def merged(jaxpr: jex.Jaxpr) -> list[Step]:
@@ -68,7 +79,7 @@ class _Merger:
         step = Step(equation, equation.invars, equation.outvars)
         if _is_single(step, p.mul_p) and sum(scale is not None for scale in scales) == 1:
             [(i, scale)] = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
-            self.multiply(equation, equation.invars[1 - i], scale, *equation.outvars)
+            self.multiply(equation, equation.invars[1 - i], Shift(scale), *equation.outvars)
         else:
             self.write(step)
 
@@ -86,21 +97,24 @@ class _Merger:
         self.steps.append(step)
         self.makers |= dict.fromkeys(step.outputs, step)
 
-    def multiply(self, equation: Any, x: Any, shift: Scale, out: Any) -> None:
+    def multiply(self, equation: Any, x: Any, shift: Shift, out: Any) -> None:
         """Computes ``x * shift`` as the variable ``out``, where it costs least."""
         maker = self.maker(x)
-        if maker is None or not self.takes(x, shared=out in self.returned):
+        if maker is None or not self.takes(x, shift, shared=out in self.returned):
             return self.write(Step(equation, [x], [out], shift))
-        if maker.shift:
-            return self.write(Step(equation, maker.inputs, [out], maker.shift * shift))
+        found = _as_shift(maker)
+        if found:
+            x, found = found
+            both = Shift(found.scale * shift.scale, found.number * shift.number)
+            return self.write(Step(equation, [x], [out], both))
         inputs = list(maker.inputs)
-        for i in self.places(maker):
+        for i in self.places(maker, shift):
             if not isinstance(inputs[i], jex.Literal):
                 inputs[i] = object()
                 self.multiply(equation, maker.inputs[i], shift, inputs[i])
         return self.write(Step(maker.equation, inputs, [out]))
 
-    def takes(self, x: Any, shared: bool = False) -> bool:
+    def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
         """Whether a multiplication of x adds nothing to how x is computed.
 
         Args:
@@ -111,11 +125,14 @@ class _Merger:
             return np.ndim(x.val) == 0 and x.val == 0
         if maker is None or (self.uses[x] > 1 and not (shared and _is_single(maker, *_SUMS))):
             return False
-        return maker.shift is not None or bool(self.places(maker))
+        found = _as_shift(maker)
+        if found:
+            return 1 in (found[1].number, shift.number)
+        return bool(self.places(maker, shift))
 
-    def places(self, maker: Step) -> Sequence[int]:
+    def places(self, maker: Step, shift: Shift) -> Sequence[int]:
         """The operands to multiply instead of a result; none where that would cost more."""
-        takes = [self.takes(x) for x in maker.inputs]
+        takes = [self.takes(x, shift) for x in maker.inputs]
         if _is_single(maker, *_SUMS):
             return (0, 1) if all(takes) else ()
         if _is_single(maker, p.mul_p):
@@ -129,3 +146,15 @@ def _is_single(step: Step, *primitives: Any) -> bool:
     equation = step.equation
     known = equation.primitive in primitives and not step.shift
     return known and equation.outvars[0].aval.dtype == jnp.float32
+
+
+def _as_shift(step: Step) -> tuple[Any, Shift] | None:
+    """What a step multiplies and by what, if it does no more than that."""
+    if step.shift:
+        return step.inputs[0], step.shift
+    numbers = [i for i, x in enumerate(step.inputs) if isinstance(x, jex.Literal)]
+    if len(numbers) != 1 or not _is_single(step, p.mul_p):
+        return None
+    [i] = numbers
+    known = np.ndim(step.inputs[i].val) == 0 and step.inputs[i].val != 0
+    return (step.inputs[1 - i], Shift(Scale(), float(step.inputs[i].val))) if known else None

@@ -8,7 +8,7 @@ integers, so no product of scales can overflow.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -193,6 +193,31 @@ def _parts(scale: Scale) -> list[Scale]:
             rest = scale / Scale._of(atom)
             return [operand * rest for operand in atom.operands]
     return [scale]
+
+
+class Relation(NamedTuple):
+    """A scale as ``constant + sum(n * element)`` of a vector of exponents."""
+
+    constant: int
+    terms: tuple[tuple[int, int], ...]
+
+    def of(self, elements: Sequence[Scale]) -> Scale:
+        """The scale again."""
+        scale = Scale(self.constant)
+        for i, n in self.terms:
+            scale *= elements[i] ** n
+        return scale
+
+
+def relations(scales: Sequence[Scale]) -> tuple[list[Relation], list[Scale]]:
+    """Some scales in terms of as few as they are made of."""
+    atoms = list({atom: None for scale in scales for atom, _ in scale.terms})
+    place = {atom: i for i, atom in enumerate(atoms)}
+    found = [
+        Relation(scale.constant, tuple((place[atom], n) for atom, n in scale.terms))
+        for scale in scales
+    ]
+    return found, [Scale._of(atom) for atom in atoms]
 
 
 def select(which: Any, first: Scale, second: Scale) -> Scale:

@@ -89,7 +89,7 @@ def _computed(step: Step, operands: Sequence[Any]) -> list[Any]:
     if step.shift is None:
         return bind(step.equation, operands)
     if step.shift.static:
-        return [lax.mul(operands[0], np.float32(step.shift.factor()))]
+        return [lax.mul(operands[0], np.float32(step.shift.scale.factor(step.shift.number)))]
     x, factor = operands
     return [lax.div(x, factor) if _divides(step) else lax.mul(x, factor)]
 
@@ -106,7 +106,7 @@ def _asks(step: Step) -> bool:
 
 def _divides(step: Step) -> bool:
     """A scalar is divided by the inverse scale, because XLA repeats a product in each reader."""
-    return np.ndim(step.equation.outvars[0].aval) == 0
+    return step.shift.number == 1 and np.ndim(step.equation.outvars[0].aval) == 0
 
 
 def _key(step: Step) -> Any:
@@ -118,5 +118,6 @@ def _request(step: Step) -> tuple[Any, Request]:
     """What a step asks for, by its name."""
     if step.shift is None:
         return _key(step), Request(*(step.equation.params[name] for name in Request._fields))
-    scale = step.shift**-1 if _divides(step) else step.shift
-    return _key(step), Request((scale,), np.dtype("float32"), ())
+    scale, number = step.shift
+    scale = scale**-1 if _divides(step) else scale
+    return _key(step), Request((scale,), np.dtype("float32"), (), number)

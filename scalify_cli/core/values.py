@@ -18,7 +18,7 @@ from jax import lax
 from jax.core import Tracer
 
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2_once, power_below
-from scalify_cli.core.scale import ONE, Scale, maximum, minimum
+from scalify_cli.core.scale import ONE, Relation, Scale, maximum, minimum
 from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
 
 _HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them
@@ -247,10 +247,20 @@ def largest(scales: Sequence[Scale | None]) -> Scale | None:
 
 
 class Stack:
-    """Int32 exponents [length, count] of a loop's outputs: one an iteration for each output."""
+    """Int32 exponents [length, count] of a loop's outputs, from which their scales follow."""
 
-    def __init__(self, exponents: Any):
-        self.exponents = exponents
+    def __init__(self, elements: Any, relations: Sequence[Relation]):
+        self.elements, self.relations = elements, relations
+
+    @cached_property
+    def exponents(self) -> Any:
+        """One an iteration for each output, [length, output]."""
+        matrix = np.zeros((self.elements.shape[1], len(self.relations)), np.int32)
+        for column, relation in enumerate(self.relations):
+            for i, n in relation.terms:
+                matrix[i, column] = n
+        constants = np.array([relation.constant for relation in self.relations], np.int32)
+        return lax.dot(self.elements, matrix) + constants[None]
 
     @cached_property
     def largest(self) -> list[Scale]:
@@ -264,9 +274,8 @@ class Stack:
 
     @cached_property
     def factors(self) -> Any:
-        """What brings each iteration to it, [length, count]."""
-        exponents = self.exponents - self._largest[None]
-        return exp2_once(exponents)
+        """What brings each iteration to it, [length, output]."""
+        return exp2_once(self.exponents - self._largest[None])
 
 
 class Column(NamedTuple):
@@ -274,6 +283,10 @@ class Column(NamedTuple):
 
     stack: Stack
     index: int
+
+    @property
+    def relation(self) -> Relation:
+        return self.stack.relations[self.index]
 
     @property
     def exponents(self) -> Any:

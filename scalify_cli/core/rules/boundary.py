@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, clip, exp2, log2_floor
-from scalify_cli.core.scale import Scale, exponents, maximum, minimum
+from scalify_cli.core.scale import Scale, exponents, maximum, minimum, relations
 from scalify_cli.core.scaled_array import is_float, wide_dtype
 from scalify_cli.core.values import (
     Column,
@@ -31,7 +31,8 @@ class Form(NamedTuple):
     """What is static about a value, the rest of which crosses a boundary as arrays.
 
     ``kind`` is *uniform* (no array), *plain* (one), *known* (data at the scale ``known``) or
-    *unknown* (data, and an exponent in a vector shared with other values).
+    *unknown* (data, and an exponent in a vector shared with other values: its own, or one that
+    follows from some of them by the ``Relation`` ``known``).
     """
 
     kind: str
@@ -59,9 +60,11 @@ class Form(NamedTuple):
 
 def common_form(forms: tuple[Form, ...]) -> Form:
     """The form in which several branches return a value: a scale that they share stays static."""
+    if any(form.kind == "unknown" for form in forms):
+        return Form("unknown")
     if len(set(forms)) == 1:
         return forms[0]
-    if not any(form.kind in ("known", "unknown") for form in forms):
+    if not any(form.kind == "known" for form in forms):
         return Form("plain")
     known = {form.known for form in forms if form.kind == "known"}
     known |= {form.known.split()[1] for form in forms if form.kind == "uniform"}
@@ -77,13 +80,29 @@ def split(forms: Sequence[Form], values: Iterable[Any]) -> tuple:
     return [form.data(x) for form, x in pairs], exponents(unknown)
 
 
+def related(values: Sequence[Any]) -> tuple[list[Form], tuple]:
+    """The forms and arrays of some values whose scales stay related on the other side."""
+    forms = list(map(Form.of, values))
+    pairs = [pair for pair in zip(forms, values, strict=True) if pair[0].kind != "uniform"]
+    unknown = [promote(x).scale or Scale() for form, x in pairs if form.kind == "unknown"]
+    found, elements = relations(unknown)
+    own = iter(found)
+    forms = [f._replace(known=next(own)) if f.kind == "unknown" else f for f in forms]
+    return forms, ([form.data(x) for form, x in pairs], exponents(elements))
+
+
 def joined(forms: Sequence[Form], arrays: tuple, any: bool = False) -> list[Any]:
     """The values again; ``any`` where a scale may be far below every other."""
-    data, scales = iter(arrays[0]), iter(Scale.elements(arrays[1], any))
+    data, elements = iter(arrays[0]), Scale.elements(arrays[1], any)
+    own = iter(elements)
     return [
         form.join(
             None if form.kind == "uniform" else next(data),
-            next(scales) if form.kind == "unknown" else None,
+            None
+            if form.kind != "unknown"
+            else form.known.of(elements)
+            if form.known
+            else next(own),
         )
         for form in forms
     ]
@@ -91,7 +110,8 @@ def joined(forms: Sequence[Form], arrays: tuple, any: bool = False) -> list[Any]
 
 def gathered(forms: Sequence[Form], arrays: tuple, length: int) -> list[Any]:
     """A loop's outputs of all iterations; one exponent an iteration where it is unknown."""
-    data, stack = iter(arrays[0]), Stack(arrays[1])
+    unknown = [form.known for form in forms if form.kind == "unknown"]
+    data, stack = iter(arrays[0]), Stack(arrays[1], unknown)
     columns = (Column(stack, i) for i in range(len(forms)))
     return [
         replace(form.known, shape=(length, *form.known.shape))
@@ -110,9 +130,7 @@ def unstacked(x: Any) -> Any:
 
 def outer(values: Iterable[Any]) -> Callable[[], list[Any]]:
     """Values that an inner trace closes over: what it computes from their scales stays there."""
-    values = list(map(unstacked, values))
-    forms = list(map(Form.of, values))
-    arrays = split(forms, values)
+    forms, arrays = related(list(map(unstacked, values)))
     return lambda: joined(forms, arrays)
 
 
@@ -123,18 +141,17 @@ class Rows:
         self.columns = [x.stacked if isinstance(x, Scaled) else None for x in values]
         pairs = zip(values, self.columns, strict=True)
         whole = [replace(x, stacked=None) if column else x for x, column in pairs]
-        self.forms = [Form.of(x) for x in whole]
         self.stacks = list({c.stack: None for c in self.columns if c})
-        data, self.outside = split(self.forms, whole)
-        self.arrays = data, [stack.exponents for stack in self.stacks]
+        self.forms, (data, self.outside) = related(whole)
+        self.arrays = data, [stack.elements for stack in self.stacks]
 
     def join(self, arrays: tuple) -> list[Any]:
         """One iteration's parts."""
         data, rows = arrays
-        scales = dict(zip(self.stacks, map(Scale.elements, rows), strict=True))
+        elements = dict(zip(self.stacks, map(Scale.elements, rows), strict=True))
         parts = joined(self.forms, (data, self.outside))
         return [
-            Scaled(x.data, scales[column.stack][column.index]) if column else _part(x)
+            Scaled(x.data, column.relation.of(elements[column.stack])) if column else _part(x)
             for x, column in zip(parts, self.columns, strict=True)
         ]
 

@@ -26,6 +26,7 @@ from scalify_cli.core.rules.boundary import (
     gathered,
     joined,
     outer,
+    related,
     split,
     unstacked,
 )
@@ -66,9 +67,8 @@ def scan(equation, *operands, run):
     def body(carry, slices):
         values = joined(state, carry, any=True)
         outputs = run(params["jaxpr"], [*consts(), *values, *rows.join(slices)])
-        stacked = outputs[len(state) :]
-        forms[:] = map(Form.of, stacked)
-        return split(state, advanced(state, values, outputs)), split(forms, stacked)
+        forms[:], stacked = related(outputs[len(state) :])
+        return split(state, advanced(state, values, outputs)), stacked
 
     carry, stacked = lax.scan(
         settled(body),
@@ -160,14 +160,12 @@ class Body:
     """A called jaxpr, traced anew on scaled values: flat arrays in, flat arrays out."""
 
     def __init__(self, closed: jex.ClosedJaxpr, values: list[Any], run: Callable):
-        inputs = [Form.of(x) for x in values]
-        arguments = split(inputs, values)
+        inputs, arguments = related(values)
         self.forms: list[Form] = []
 
         def body(arrays):
-            outputs = run(closed, joined(inputs, arrays))
-            self.forms = list(map(Form.of, outputs))
-            return split(self.forms, outputs)
+            self.forms, arrays = related(run(closed, joined(inputs, arrays)))
+            return arrays
 
         self.traced, shape = jax.make_jaxpr(settled(body), return_shape=True)(arguments)
         self.arguments, self.result = jax.tree.leaves(arguments), jax.tree.structure(shape)
