@@ -106,7 +106,8 @@ def _asks(step: Step) -> bool:
 
 def _divides(step: Step) -> bool:
     """A scalar is divided by the inverse scale, because XLA repeats a product in each reader."""
-    return step.shift.number == 1 and np.ndim(step.equation.outvars[0].aval) == 0
+    alone = step.shift is not None and step.shift.number == 1
+    return alone and np.ndim(step.equation.outvars[0].aval) == 0
 
 
 def _key(step: Step) -> Any:
