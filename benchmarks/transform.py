@@ -48,8 +48,17 @@ def trained(loss: Callable, parameters: Any, batch: Any) -> Program:
     return Program(update, (parameters, optimizer.init(parameters)), batch)
 
 
-def gpt(dtype: Any, layers: int = 4) -> Program:
-    model = GPT(layers, 256, 4, 256).for_vocabulary(VOCABULARY)
+class Unrolled(GPT):
+    """The same model with its layers written one after the other."""
+
+    def _blocks(self, x: Any, weights: Any) -> Any:
+        for i in range(self.layers):
+            x = self._block(x, jax.tree.map(lambda stacked, i=i: stacked[i], weights))
+        return x
+
+
+def gpt(dtype: Any, layers: int = 4, kind: type[GPT] = GPT) -> Program:
+    model = kind(layers, 256, 4, 256).for_vocabulary(VOCABULARY)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, 257), np.int32)
     return trained(model.loss, _cast(model.init(jax.random.key(0)), dtype), tokens)
 
@@ -96,6 +105,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 PROGRAMS = {
     "gpt, 4 layers": gpt,
+    "gpt, unrolled": lambda dtype: gpt(dtype, kind=Unrolled),
     "gpt, 24 layers": lambda dtype: gpt(dtype, 24),
     "mlp": mlp,
     "cnn": cnn,

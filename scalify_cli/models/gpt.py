@@ -114,18 +114,22 @@ class GPT:
         with jax.named_scope("embedding"):
             x = parameters["embedding"][tokens] + parameters["position"][None, :time]
 
-        def layer(x, weights):
-            return self._block(x, weights), None
-
-        if self.remat:
-            layer = jax.checkpoint(layer)
         with jax.named_scope("block"):
-            x, _ = lax.scan(layer, x, parameters["block"])
+            x = self._blocks(x, parameters["block"])
         with jax.named_scope("norm"):
             x = layer_norm(x, parameters["norm"])
         with jax.named_scope("head"):
             head = parameters.get("head", parameters["embedding"])
             return jnp.einsum("btd,vd->btv", x, head)
+
+    def _blocks(self, x: Array, weights: Parameters) -> Array:
+        """All layers, one after the other; their weights are stacked."""
+
+        def layer(x, weights):
+            return self._block(x, weights), None
+
+        x, _ = lax.scan(jax.checkpoint(layer) if self.remat else layer, x, weights)
+        return x
 
     def _block(self, x: Array, weights: Parameters) -> Array:
         with jax.named_scope("attention"):
