@@ -89,6 +89,7 @@ RULES: dict[Any, Callable] = {
     p.nextafter_p: next_after,
     p.convert_element_type_p: convert,
     p.select_n_p: select,
+    "log2": opaque,  # by name: the older JAX divides two logarithms instead
 }
 RULES |= dict.fromkeys(
     (p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p, p.reduce_precision_p), passes_through
