@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ class RunInfo:
 
     ``state`` is that of ``state.json``, except that a ``running`` whose process is gone, or which
     has been silent on another machine, is ``failed``. ``metrics`` holds the newest ``train/loss``,
-    ``val/loss`` and ``perf/tokens_per_second``; ``started`` and ``updated`` are in seconds since
-    1970; ``status`` is all of ``state.json``.
+    ``val/loss`` and ``perf/*``; ``started`` and ``updated`` are in seconds since 1970; ``status``
+    is all of ``state.json``. ``words`` are those of a sweep's point; a run outside any has None.
+    The configuration is read when it is asked for: a thousand of them are slow to read.
     """
 
     id: str
@@ -32,13 +34,24 @@ class RunInfo:
     state: str
     step: int
     steps: int
-    config: dict[str, Any] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
     metrics: dict[str, float | None] = field(default_factory=dict)
     started: float | None = None
     updated: float | None = None
     error: str | None = None
     status: dict[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.yaml``; empty before the run has started."""
+        return _read_yaml(self.path / "config.yaml")
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The words of the command line that started it."""
+        if self.words is not None:
+            return list(self.words)
+        return _read_text(self.path / "overrides.txt").splitlines()
 
 
 def find_runs(runs_dir: Path) -> list[RunInfo]:
@@ -77,8 +90,6 @@ def read_run(path: Path) -> RunInfo:
         state=state,
         step=status.get("step") or 0,
         steps=status.get("steps") or 0,
-        config=_read_yaml(path / "config.yaml"),
-        overrides=_read_text(path / "overrides.txt").splitlines(),
         metrics=status.get("metrics") or {},
         started=_time(status.get("started")),
         updated=_time(status.get("updated")),
