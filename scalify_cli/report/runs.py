@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -25,7 +25,8 @@ class RunInfo:
     ``state`` is that of ``state.json``, except that a ``running`` whose process is gone, or which
     has been silent on another machine, is ``failed``. ``metrics`` holds the newest ``train/loss``,
     ``val/loss`` and ``perf/*``; ``started`` and ``updated`` are in seconds since 1970; ``status``
-    is all of ``state.json``. ``words`` are those of a sweep's point; a run outside any has None.
+    is all of ``state.json``. ``words`` and ``values`` are those of a sweep's point, where the run
+    was found through one.
     The configuration is read when it is asked for: a thousand of them are slow to read.
     """
 
@@ -40,6 +41,7 @@ class RunInfo:
     error: str | None = None
     status: dict[str, Any] = field(default_factory=dict)
     words: tuple[str, ...] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> dict[str, Any]:
