@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from scalify_cli.cli import configs, doctor, run, runs
+from scalify_cli.cli import configs, doctor, run, runs, status
 from scalify_cli.cli.completion import candidates, completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("ls")(runs.ls)
+app.command("status")(status.status)
 app.command("show")(runs.show)
 app.command("logs")(runs.logs)
 app.command("configs")(configs.configs)

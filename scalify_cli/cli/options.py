@@ -42,6 +42,21 @@ class Wandb(StrEnum):
     off = "off"
 
 
+class State(StrEnum):
+    """What can have become of a run."""
+
+    pending = "pending"
+    running = "running"
+    done = "done"
+    diverged = "diverged"
+    failed = "failed"
+    preempted = "preempted"
+    cancelled = "cancelled"
+
+
+StateOption = Annotated[State | None, typer.Option("--state", help="Only runs in this state.")]
+
+
 def print_json(value: Any) -> None:
     """Strict JSON on stdout: NaN and infinities become null, paths text."""
     typer.echo(json.dumps(_strict(value), indent=2, default=str))

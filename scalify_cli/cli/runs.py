@@ -9,28 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalify_cli.cli.options import RUNS, Json, RunsDir, Verbose, print_json
+from scalify_cli.cli.options import RUNS, Json, RunsDir, StateOption, Verbose, print_json
+from scalify_cli.cli.selection import facts
 from scalify_cli.cli.summary import result_rows, results
-from scalify_cli.cli.text import columns, duration, number, size
+from scalify_cli.cli.text import age, columns, number, size
 from scalify_cli.errors import UserError
 
 if TYPE_CHECKING:
     from scalify_cli.report.runs import RunInfo
 
 RunId = Annotated[str, typer.Argument(metavar="ID", help="A run's id, its start, or @last.")]
-State = Annotated[str | None, typer.Option("--state", help="Only runs in this state.")]
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def ls(
-    runs_dir: RunsDir = RUNS, state: State = None, json: Json = False, verbose: Verbose = False
+    runs_dir: RunsDir = RUNS,
+    state: StateOption = None,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> int:
     """List the runs."""
     from scalify_cli.report.runs import find_runs
 
     found = [run for run in find_runs(runs_dir) if state is None or run.state == state]
     if json:
-        print_json([_facts(run) for run in found])
+        print_json([facts(run) for run in found])
     elif found:
         head = ("ID", "STATE", "STEP", "LOSS", "VAL", "AGE", "POINT")
         typer.echo("\n".join(columns([head, *map(_row, found)])))
@@ -49,7 +52,7 @@ def show(
     environment = _read_json(run.path / "env.json")
     if json:
         found = {"results": results(_latest(run)), "config": run.config, "env": environment}
-        print_json({**_facts(run), **found, "files": _files(run)})
+        print_json({**facts(run), **found, "files": _files(run)})
         return 0
     rows = [*_summary_rows(run), *_provenance_rows(environment)]
     typer.echo("\n".join(columns(rows)))
@@ -94,20 +97,6 @@ def _follow(read: Callable[[], str], alive: Callable[[], bool]) -> None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _facts(run: "RunInfo") -> dict[str, Any]:
-    return {
-        "id": run.id,
-        "path": run.path,
-        "state": run.state,
-        "error": run.error,
-        "step": run.step,
-        "steps": run.steps,
-        "overrides": run.overrides,
-        "updated": run.updated,
-        "metrics": run.metrics,
-    }
-
-
 def _row(run: "RunInfo") -> tuple[str, ...]:
     return (
         run.id,
@@ -115,13 +104,9 @@ def _row(run: "RunInfo") -> tuple[str, ...]:
         f"{run.step}/{run.steps}",
         number(run.metrics.get("train/loss")),
         number(run.metrics.get("val/loss")),
-        _age(run.updated),
+        age(run.updated),
         " ".join(run.overrides) or "(defaults)",
     )
-
-
-def _age(updated: float | None) -> str:
-    return duration(max(0.0, time.time() - updated)) if updated else "-"
 
 
 def _summary_rows(run: "RunInfo") -> list[tuple[str, str]]:
@@ -132,7 +117,7 @@ def _summary_rows(run: "RunInfo") -> list[tuple[str, str]]:
         ("state", run.state),
         *error,
         ("step", f"{run.step} of {run.steps}"),
-        ("updated", f"{_age(run.updated)} ago"),
+        ("updated", f"{age(run.updated)} ago"),
         *result_rows(results(_latest(run))),
     ]
 

@@ -1,5 +1,6 @@
 """Numbers and columns as people read them. No boxes, so that pipes and logs stay clean."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 
@@ -47,3 +48,8 @@ def duration(seconds: float | None) -> str:
         if seconds < limit:
             return f"{seconds / divisor:.{1 if unit == 'h' else 0}f} {unit}"
     return f"{seconds / 86400:.1f} d"
+
+
+def age(moment: float | None) -> str:
+    """How long ago a moment, in seconds since 1970, was."""
+    return duration(max(0.0, time.time() - moment)) if moment else "-"

@@ -115,14 +115,15 @@ def _true_state(status: dict[str, Any]) -> tuple[str, str | None]:
         return state, error
     if status.get("host") == platform.node():
         pid = status.get("pid", 0)
-        return (state, error) if _alive(pid) else ("failed", f"process {pid} is gone")
+        return (state, error) if is_process(pid) else ("failed", f"process {pid} is gone")
     silence = _silence(status)
     if silence > SILENCE_SECONDS:
         return "failed", f"nothing heard from {status.get('host')} for {silence:.0f} s"
     return state, error
 
 
-def _alive(pid: int) -> bool:
+def is_process(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,15 +1,17 @@
 """Finding and reading sweeps, and what a name on the command line stands for."""
 
 import json
+import platform
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from scalify_cli.errors import UserError
-from scalify_cli.report.runs import RunInfo, find_runs, read_run, resolve
+from scalify_cli.report.runs import RunInfo, find_runs, is_process, read_run, resolve
 
 SWEEPS = "sweeps"
 
@@ -70,9 +72,33 @@ def select(runs_dir: Path, names: Sequence[str]) -> list[RunInfo]:
     return list(found.values())
 
 
+def everything(runs_dir: Path) -> list[RunInfo]:
+    """Every run of a folder, then the points of its sweeps that have no directory yet."""
+    points = {point.id: point for point in _all_points(runs_dir)}
+    runs = find_runs(runs_dir)
+    absent = points.keys() - {run.id for run in runs}
+    waiting = point_runs(runs_dir, [point for point in points.values() if point.id in absent])
+    return [_at(run, points.get(run.id)) for run in runs] + waiting
+
+
+def is_launching(runs_dir: Path) -> bool:
+    """Whether a process on this machine holds the lock of one of the folder's sweeps."""
+    return any(launching_process(path.parent) for path in (runs_dir / SWEEPS).glob("*/lock"))
+
+
+def launching_process(path: Path) -> int | None:
+    """The process on this machine that is running the sweep of a directory, if there is one."""
+    try:
+        held = re.fullmatch(r"process (\d+) on (.*)", (path / "lock").read_text("utf-8"))
+    except OSError:
+        return None
+    alive = held and held[2] == platform.node() and is_process(int(held[1]))
+    return int(held[1]) if held and alive else None
+
+
 def point_runs(runs_dir: Path, points: Iterable[Point]) -> list[RunInfo]:
     """The points' runs; one that has no directory yet is in state ``pending``."""
-    return [_run(runs_dir / point.id, point) for point in points]
+    return [_at(read_run(runs_dir / point.id), point) for point in points]
 
 
 def _named(runs_dir: Path, name: str) -> list[RunInfo]:
@@ -88,10 +114,8 @@ def _named(runs_dir: Path, name: str) -> list[RunInfo]:
         return point_runs(runs_dir, waiting[:1])
 
 
-def _run(path: Path, point: Point) -> RunInfo:
-    if (path / "state.json").is_file():
-        return read_run(path)
-    return RunInfo(point.id, path, "pending", 0, 0, overrides=point.words)
+def _at(run: RunInfo, point: Point | None) -> RunInfo:
+    return replace(run, words=tuple(point.words), values=point.values) if point else run
 
 
 def _sweep(runs_dir: Path, name: str) -> Sweep | None:

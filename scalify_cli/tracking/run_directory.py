@@ -19,7 +19,7 @@ from scalify_cli.tracking.provenance import environment, patch
 STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
 HEARTBEAT_SECONDS = 10.0
 LOCK = ".lock"
-_HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second")
+_HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second", "perf/step_seconds")
 _RECORD_SECONDS = 1.0  # records come by the millisecond; the file changes once a second
 
 
