@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from scalify_cli.cli import configs, doctor, run, runs, status
+from scalify_cli.cli import compare, configs, diff, doctor, logs, run, runs, show, status
 from scalify_cli.cli.completion import candidates, completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
 
@@ -19,8 +19,10 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("ls")(runs.ls)
 app.command("status")(status.status)
-app.command("show")(runs.show)
-app.command("logs")(runs.logs)
+app.command("logs")(logs.logs)
+app.command("show")(show.show)
+app.command("diff")(diff.diff)
+app.command("compare")(compare.compare)
 app.command("configs")(configs.configs)
 app.command("doctor")(doctor.doctor)
 app.command("completion")(completion)

@@ -1,5 +1,6 @@
 """Which runs a command is about: ids, beginnings of ids, names of sweeps, ``@last``."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ MaybeNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID|SWEEP...", help=f"{_HELP} None: all.", show_default=False),
 ]
+BY_INTEREST = ("running", "failed", "diverged", "preempted", "cancelled", "pending", "done")
 
 
 def chosen(runs_dir: Path, names: Sequence[str] | None) -> "list[RunInfo]":
@@ -60,3 +62,10 @@ def is_alive(run: "RunInfo", starting: bool) -> bool:
     """
     submitted = run.status.get("slurm_job_id") is not None
     return run.state == "running" or (run.state == "pending" and (submitted or starting))
+
+
+def tally(runs: "Sequence[RunInfo]") -> str:
+    """``24 runs: 4 running, 1 failed, 19 done``."""
+    counts = Counter(run.state for run in runs)
+    parts = [f"{counts[state]} {state}" for state in BY_INTEREST if counts[state]]
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}: {', '.join(parts)}"

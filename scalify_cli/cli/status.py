@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalify_cli.cli.options import RUNS, Json, RunsDir, StateOption, Verbose, print_json
-from scalify_cli.cli.selection import MaybeNames, chosen, facts, is_alive, usual
+from scalify_cli.cli.selection import BY_INTEREST, MaybeNames, chosen, facts, is_alive, tally, usual
 from scalify_cli.cli.text import age, columns, duration, number
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ ExitStatus = Annotated[
 _SECONDS_BETWEEN_LOOKS = 2.0
 _MOST_AXES = 6  # more columns than that, and a point is written out instead
 _LONGEST_NOTE = 60
-_BY_INTEREST = ("running", "failed", "diverged", "preempted", "cancelled", "pending", "done")
 
 
 def status(
@@ -83,13 +81,6 @@ def table(runs: "Sequence[RunInfo]") -> list[str]:
     head = ["ID", *point_head, "STATE", "STEP", "LOSS", "VAL", "ETA", "WHERE", "AGE"]
     rows = [[run.id, *point, *_cells(run)] for run, point in zip(runs, points, strict=True)]
     return columns(_with_notes([head, *rows], runs))
-
-
-def tally(runs: "Sequence[RunInfo]") -> str:
-    """``24 runs: 4 running, 1 failed, 19 done``."""
-    counts = Counter(run.state for run in runs)
-    parts = [f"{counts[state]} {state}" for state in _BY_INTEREST if counts[state]]
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}: {', '.join(parts)}"
 
 
 def _cells(run: "RunInfo") -> list[str]:
@@ -178,5 +169,5 @@ def screen(runs: "Sequence[RunInfo]", height: int) -> list[str]:
     room = max(1, height - 5)
     if len(runs) <= room:
         return [*table(runs), "", tally(runs)]
-    shown = sorted(runs, key=lambda run: _BY_INTEREST.index(run.state))[:room]
+    shown = sorted(runs, key=lambda run: BY_INTEREST.index(run.state))[:room]
     return [*table(shown), f"... and {len(runs) - room} more", "", tally(runs)]

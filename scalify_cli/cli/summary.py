@@ -5,9 +5,12 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scalify_cli.cli.text import columns, number, percent, size, thousands
+
+if TYPE_CHECKING:
+    from scalify_cli.report.runs import RunInfo
 
 
 def results(latest: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,6 +28,16 @@ def results(latest: Mapping[str, Any]) -> dict[str, Any]:
         "underflow": _worst_rate(latest, "underflow/"),
         "worst_snr": _worst_snr(latest),
     }
+
+
+def latest(run: "RunInfo") -> dict[str, Any]:
+    """The newest value of every key of a run's records, and its state's facts."""
+    from scalify_cli.report.runs import read_metrics
+
+    found: dict[str, Any] = {}
+    for record in read_metrics(run.path):
+        found.update(record)
+    return {**found, **run.metrics, **run.status}
 
 
 def peak_memory() -> int:

@@ -53,3 +53,13 @@ def duration(seconds: float | None) -> str:
 def age(moment: float | None) -> str:
     """How long ago a moment, in seconds since 1970, was."""
     return duration(max(0.0, time.time() - moment)) if moment else "-"
+
+
+def signed_percent(rate: float | None) -> str:
+    """A change as ``+0.12 %``."""
+    return "-" if rate is None else f"{100 * rate:+.2f} %"
+
+
+def change(new: float | None, old: float | None) -> str:
+    """How much more one number is than another, as ``+0.12 %``."""
+    return signed_percent(new / old - 1) if new is not None and old else ""

@@ -84,7 +84,7 @@ def resolve(runs_dir: Path, prefix: str) -> RunInfo:
 
 def read_run(path: Path) -> RunInfo:
     """What one run directory says; tolerates missing and half-made files."""
-    status = _read_json(path / "state.json")
+    status = read_json(path / "state.json")
     state, error = _true_state(status)
     return RunInfo(
         id=path.name,
@@ -159,7 +159,8 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where there is none."""
     return _parse(_read_text(path))
 
 

@@ -72,6 +72,14 @@ def select(runs_dir: Path, names: Sequence[str]) -> list[RunInfo]:
     return list(found.values())
 
 
+def find_sweep(runs_dir: Path, name: str) -> Sweep | None:
+    """The sweep that a name on a command line stands for, if it is one's; see ``select``."""
+    if name == "@last":
+        return _last(runs_dir)
+    path = runs_dir / SWEEPS / name
+    return read_sweep(path) if (path / "points.jsonl").is_file() else None
+
+
 def everything(runs_dir: Path) -> list[RunInfo]:
     """Every run of a folder, then the points of its sweeps that have no directory yet."""
     points = {point.id: point for point in _all_points(runs_dir)}
@@ -102,7 +110,7 @@ def point_runs(runs_dir: Path, points: Iterable[Point]) -> list[RunInfo]:
 
 
 def _named(runs_dir: Path, name: str) -> list[RunInfo]:
-    sweep = _last(runs_dir) if name == "@last" else _sweep(runs_dir, name)
+    sweep = find_sweep(runs_dir, name)
     if sweep is not None:
         return point_runs(runs_dir, sweep.points)
     try:
@@ -116,11 +124,6 @@ def _named(runs_dir: Path, name: str) -> list[RunInfo]:
 
 def _at(run: RunInfo, point: Point | None) -> RunInfo:
     return replace(run, words=tuple(point.words), values=point.values) if point else run
-
-
-def _sweep(runs_dir: Path, name: str) -> Sweep | None:
-    path = runs_dir / SWEEPS / name
-    return read_sweep(path) if (path / "points.jsonl").is_file() else None
 
 
 def _last(runs_dir: Path) -> Sweep | None:
