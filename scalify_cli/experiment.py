@@ -17,7 +17,7 @@ from scalify_cli.data.cache import cache_root
 from scalify_cli.launch.stopping import EXIT_CODES, Stop, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
 from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
-from scalify_cli.tracking.run_directory import read_status
+from scalify_cli.tracking.run_directory import is_cancelled, read_status
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
@@ -35,7 +35,7 @@ _ENDED = ("done", "diverged")
 class Outcome:
     """How a run ended.
 
-    ``state`` is ``done``, ``diverged`` or ``preempted``; ``already_done`` when it had ended before
+    ``state`` is ``done``, ``diverged``, ``preempted`` or ``cancelled``; ``already_done`` when it had ended before
     this call; ``summary`` has the newest value of every key of ``metrics.jsonl``, and
     ``peak_memory_bytes``.
     """
@@ -96,7 +96,8 @@ def run(
                 _start(directory, job, config, overrides)
                 end = _Attempt(job, directory, on_record).train(config, stop)
     except Stopped as stopped:
-        return Outcome(path.name, path, "preempted", exit_code=EXIT_CODES[str(stopped)])
+        state = "cancelled" if is_cancelled(path) else "preempted"
+        return Outcome(path.name, path, state, exit_code=EXIT_CODES[str(stopped)])
     return replace(_outcome(path), exit_code=EXIT_CODES.get(end.get("reason", ""), 0))
 
 

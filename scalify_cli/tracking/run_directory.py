@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import threading
@@ -19,6 +20,7 @@ from scalify_cli.tracking.provenance import environment, patch
 STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
 HEARTBEAT_SECONDS = 10.0
 LOCK = ".lock"
+CANCEL = "cancel"  # a file: whoever stops this run next means it to stay so
 _HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second", "perf/step_seconds")
 _RECORD_SECONDS = 1.0  # records come by the millisecond; the file changes once a second
 
@@ -108,6 +110,7 @@ class RunDirectory:
         write_atomically(self.path / "overrides.txt", "".join(f"{word}\n" for word in overrides))
         write_atomically(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
         write_atomically(self.path / "git.patch", patch(folder))
+        (self.path / CANCEL).unlink(missing_ok=True)
         self._status |= {"state": "running", "step": step, "steps": steps, **_process()}
         self._status |= {"started": _now(), "error": None, "attempt": self.attempt + 1}
         self._write()
@@ -129,10 +132,15 @@ class RunDirectory:
             file.write(f"{_now()} {message}\n")
 
     def finish(self, state: str, *, error: str | None = None, **facts: Any) -> None:
-        """End the run in one of ``STATES``; ``facts`` are added to ``state.json``."""
+        """End the run in one of ``STATES``; ``facts`` are added to ``state.json``.
+
+        A ``preempted`` that was asked for by ``request_cancel`` is ``cancelled``.
+        """
         if state not in STATES:
             raise ValueError(f"{state} is no state of a run; choose from {', '.join(STATES)}")
         self._over.set()
+        if state == "preempted" and is_cancelled(self.path):
+            state = "cancelled"
         with self._guard:
             self._status |= {"state": state, "error": error, **facts}
         self._write()
@@ -178,6 +186,47 @@ def mark(path: Path, state: str, **facts: Any) -> bool:
     with lock:
         status = {"error": None, **read_status(path), "state": state, **facts, "updated": _now()}
         write_atomically(path / "state.json", json_line(status))
+    return True
+
+
+def request_cancel(path: Path) -> None:
+    """Leave word that the run is to end when it is next stopped, and is not to be started.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / CANCEL, f"{_now()}\n")
+
+
+def is_cancelled(path: Path) -> bool:
+    """Whether the run is to end when it is next stopped; starting it anew takes that back."""
+    return (path / CANCEL).exists()
+
+
+def holder(path: Path) -> int | None:
+    """The process on this machine that is writing the run, if there is one."""
+    try:
+        take_lock(path / LOCK).close()
+    except BlockingIOError as busy:
+        here = re.fullmatch(rf"process (\d+) on {re.escape(platform.node())}", busy.strerror or "")
+        return int(here[1]) if here else None
+    except OSError:
+        return None
+    return None
+
+
+def remove(path: Path) -> bool:
+    """Remove a run's directory; False, and nothing removed, while a process writes it.
+
+    Raises:
+        OSError: something in it cannot be removed.
+    """
+    try:
+        with take_lock(path / LOCK):
+            shutil.rmtree(path)
+    except BlockingIOError:
+        return False
     return True
 
 
