@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,8 @@ from scalify_cli.data.cache import cache_root
 from scalify_cli.launch.stopping import EXIT_CODES, Stop, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
 from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
-from scalify_cli.tracking.run_directory import is_cancelled, read_status
+from scalify_cli.tracking.cancelling import is_cancelled
+from scalify_cli.tracking.run_directory import read_status
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
@@ -29,15 +31,16 @@ Record = dict[str, Any]
 OnRecord = Callable[[Record], None]
 
 _ENDED = ("done", "diverged")
+_STARTED = time.time()
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended.
 
-    ``state`` is ``done``, ``diverged``, ``preempted`` or ``cancelled``; ``already_done`` when it had ended before
-    this call; ``summary`` has the newest value of every key of ``metrics.jsonl``, and
-    ``peak_memory_bytes``.
+    ``state`` is ``done``, ``diverged``, ``preempted`` or ``cancelled``; ``already_done`` when it
+    had ended before this call; ``summary`` has the newest value of every key of ``metrics.jsonl``,
+    and ``peak_memory_bytes``.
     """
 
     id: str
@@ -91,6 +94,8 @@ def run(
         with stop_on_signals() as stop:
             job = assemble(config, wandb, lambda text: on_record(_event("note", text)))
             with RunDirectory(path) as directory:
+                if is_cancelled(path, since=_STARTED):
+                    raise Stopped("SIGTERM")
                 if force:
                     directory.clear()
                 _start(directory, job, config, overrides)

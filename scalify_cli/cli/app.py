@@ -5,7 +5,19 @@ from collections.abc import Sequence
 
 import typer
 
-from scalify_cli.cli import compare, configs, diff, doctor, logs, run, runs, show, status
+from scalify_cli.cli import (
+    cancel,
+    compare,
+    configs,
+    diff,
+    doctor,
+    logs,
+    rm,
+    run,
+    runs,
+    show,
+    status,
+)
 from scalify_cli.cli.completion import candidates, completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
 
@@ -23,6 +35,8 @@ app.command("logs")(logs.logs)
 app.command("show")(show.show)
 app.command("diff")(diff.diff)
 app.command("compare")(compare.compare)
+app.command("cancel")(cancel.cancel)
+app.command("rm")(rm.rm)
 app.command("configs")(configs.configs)
 app.command("doctor")(doctor.doctor)
 app.command("completion")(completion)

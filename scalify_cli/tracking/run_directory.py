@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from scalify_cli.errors import UserError
+from scalify_cli.tracking.cancelling import forget_cancel, is_cancelled
 from scalify_cli.tracking.files import json_line, take_lock, write_atomically
 from scalify_cli.tracking.provenance import environment, patch
 
 STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
 HEARTBEAT_SECONDS = 10.0
 LOCK = ".lock"
-CANCEL = "cancel"  # a file: whoever stops this run next means it to stay so
 _HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second", "perf/step_seconds")
 _RECORD_SECONDS = 1.0  # records come by the millisecond; the file changes once a second
 
@@ -110,7 +110,7 @@ class RunDirectory:
         write_atomically(self.path / "overrides.txt", "".join(f"{word}\n" for word in overrides))
         write_atomically(self.path / "env.json", json.dumps(facts, indent=2) + "\n")
         write_atomically(self.path / "git.patch", patch(folder))
-        (self.path / CANCEL).unlink(missing_ok=True)
+        forget_cancel(self.path)
         self._status |= {"state": "running", "step": step, "steps": steps, **_process()}
         self._status |= {"started": _now(), "error": None, "attempt": self.attempt + 1}
         self._write()
@@ -187,21 +187,6 @@ def mark(path: Path, state: str, **facts: Any) -> bool:
         status = {"error": None, **read_status(path), "state": state, **facts, "updated": _now()}
         write_atomically(path / "state.json", json_line(status))
     return True
-
-
-def request_cancel(path: Path) -> None:
-    """Leave word that the run is to end when it is next stopped, and is not to be started.
-
-    Raises:
-        OSError: the directory cannot be written.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / CANCEL, f"{_now()}\n")
-
-
-def is_cancelled(path: Path) -> bool:
-    """Whether the run is to end when it is next stopped; starting it anew takes that back."""
-    return (path / CANCEL).exists()
 
 
 def holder(path: Path) -> int | None:
