@@ -37,7 +37,7 @@ def diff(
     from scalify_cli.report.diff import differences
 
     pair = [_one(runs_dir, name) for name in (a, b)]
-    config = differences(*(run.config for run in pair))
+    config = differences(*_configs(*pair))
     around = differences(*map(_surroundings, pair))
     numbers = [_numbers(run) for run in pair]
     if json:
@@ -66,6 +66,13 @@ def _one(runs_dir: Path, name: str) -> "RunInfo":
         f"'{name}' stands for {len(runs)} runs, and diff takes two",
         f"`scalify compare {name}` compares them all",
     )
+
+
+def _configs(a: "RunInfo", b: "RunInfo") -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The configurations; the words where one of them has not been written yet."""
+    from scalify_cli.report.axes import settings
+
+    return (a.config, b.config) if a.config and b.config else (settings(a), settings(b))
 
 
 def _surroundings(run: "RunInfo") -> dict[str, Any]:

@@ -111,6 +111,48 @@ def runs_dir(tmp_path):
     return folder
 
 
+GRID = [
+    ("c0000001", "fp32", 0, {"state": "done", "loss": 4.0}),
+    ("c0000002", "fp32", 1, {"state": "done", "loss": 5.0}),
+    ("c0000003", "fp8", 0, {"state": "done", "loss": 4.4}),
+    ("c0000004", "fp8", 1, {"state": "diverged", "loss": 5.0}),
+    ("c0000005", "bf16", 0, {"state": "running", "loss": 5.0}),
+    ("c0000006", "bf16", 1, None),
+]
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """The sweep ``grid`` over precision and seed: one run is under way, one has not started."""
+    folder = tmp_path / "runs"
+    points = []
+    for identity, precision, seed, end in GRID:
+        words = [f"precision={precision}", "model=gpt_nano", f"seed={seed}"]
+        values = {"precision": precision, "seed": seed}
+        points.append({"id": identity, "words": words, "values": values})
+        if end:
+            _write_run(folder / identity, end["state"], 3, "2999-05-01T10:00:00+00:00", words)
+            _change_state(folder / identity, steps=13, loss=end["loss"])
+    sweep = folder / "sweeps" / "grid"
+    sweep.mkdir(parents=True)
+    (sweep / "points.jsonl").write_text("".join(f"{json.dumps(point)}\n" for point in points))
+    (sweep / "sweep.yaml").write_text("description: two of each\nbaseline: {precision: fp32}\n")
+    return folder
+
+
+@pytest.fixture
+def change_state():
+    """``change_state(path, state="done")``: write other facts into a run's ``state.json``."""
+    return _change_state
+
+
+def _change_state(path: Path, *, loss: float | None = None, **facts: Any) -> None:
+    status = json.loads((path / "state.json").read_text())
+    if loss is not None:
+        status["metrics"] |= {"train/loss": loss, "val/loss": loss, "perf/step_seconds": 60.0}
+    (path / "state.json").write_text(json.dumps(status | facts))
+
+
 def _write_run(path: Path, state: str, step: int, updated: str, overrides: list[str]) -> None:
     path.mkdir(parents=True)
     metrics = {"train/loss": 7.5, "val/loss": 7.25, "perf/tokens_per_second": 3000.0}
