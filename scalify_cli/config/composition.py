@@ -1,10 +1,13 @@
 """Hydra composes, dataclasses validate, and nothing unresolved leaves this file."""
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from yaml import YAMLError
 
 from scalify_cli.config.catalogue import GROUPS, SCALARS, did_you_mean, folders
-from scalify_cli.config.overrides import normalise
+from scalify_cli.config.overrides import normalise, parse
 from scalify_cli.config.targets import checked, typed
 from scalify_cli.errors import UserError
 
@@ -59,68 +62,110 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Di
     Raises:
         UserError: with the word at fault and what to write instead.
     """
-    config = validated(raw(overrides, config_dir))
-    _check_lengths(config)
-    result = OmegaConf.create(config)
-    OmegaConf.set_struct(result, True)
-    return result
+    return Composer(config_dir).compose(overrides)
 
 
 def raw(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
     """What Hydra makes of the overrides, resolved but not yet typed or validated."""
-    words = normalise(overrides, config_dir)
-    return _retargeted(_resolved(_composed(words, config_dir)), words, config_dir)
+    return Composer(config_dir).raw(overrides)
 
 
-def validated(values: dict[str, Any], *, partial: bool = False) -> dict[str, Any]:
-    """Every group checked against its target, then the scalars; ``partial`` as in ``checked``."""
+class Composer:
+    """Composes many configurations: asks Hydra once for each choice of groups, and checks once.
+
+    Args:
+        config_dir: a folder of the user's own options, searched first.
+    """
+
+    def __init__(self, config_dir: Path | None = None):
+        self._where = folders(config_dir)
+        self._words = cache(lambda word: normalise([word], config_dir)[0])
+        self._override = cache(parse)
+        self._chosen = cache(self._choose)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """As the function of that name."""
+        result = OmegaConf.create(self.values(overrides))
+        OmegaConf.set_struct(result, True)
+        return result
+
+    def values(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The same configuration as plain dicts, lists and scalars."""
+        config = validated(self.raw(overrides), check=self._checked)
+        _check_lengths(config)
+        return config
+
+    def raw(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """As the function of that name."""
+        words = [self._words(word) for word in overrides]
+        return self._retargeted(_resolved(self._composed(words)), words)
+
+    def _composed(self, words: list[str]) -> DictConfig:
+        """Options come from Hydra, values are put on top as it does: one by one, in their order."""
+        values = [word for word in words if word.startswith("++")]
+        options = tuple(word for word in words if not word.startswith("++"))
+        config = deepcopy(self._chosen(options))
+        with _explained():
+            for override in map(self._override, values):
+                key, value = override.key_or_group, override.value()
+                OmegaConf.update(config, key, value, merge=True, force_add=True)
+        return config
+
+    def _choose(self, options: tuple[str, ...]) -> DictConfig:
+        with searching(self._where), _explained():
+            return hydra.compose("config", overrides=list(options))
+
+    def _retargeted(self, values: dict[str, Any], words: list[str]) -> dict[str, Any]:
+        """With another ``_target_`` than its option's, a group has the given values only."""
+        keys = {word: word.lstrip("+").partition("=")[0].split(".") for word in words}
+        given = {
+            group: {key[1] for key in keys.values() if key[0] == group and len(key) > 1}
+            for group in GROUPS
+        }
+        groups = [group for group in GROUPS if "_target_" in given[group]]
+        if not groups:
+            return values
+        options = self._composed([word for word in words if keys[word][-1] != "_target_"])
+        for group in groups:
+            if options[group]._target_ != values[group]["_target_"]:
+                values[group] = {k: v for k, v in values[group].items() if k in given[group]}
+        return values
+
+    def _checked(self, group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        key = f"{group} {json.dumps(values, sort_keys=True, default=repr)}"
+        if key not in self._known:
+            self._known[key] = checked(group, values)
+        return self._known[key]
+
+
+def validated(
+    values: dict[str, Any], check: Callable[[str, Mapping[str, Any]], dict[str, Any]] = checked
+) -> dict[str, Any]:
+    """Every group checked against its target by ``check``, then the scalars."""
     for key in values:
         if key not in (*GROUPS, *SCALARS):
             raise UserError(f"there is no '{key}'", did_you_mean(key, (*GROUPS, *SCALARS)))
-    groups = {
-        group: checked(group, _as_group(group, values[group]), partial=partial) for group in GROUPS
-    }
+    groups = {group: check(group, _as_group(group, values[group])) for group in GROUPS}
     scalars = typed("", Scalars, {key: values[key] for key in SCALARS})
     Scalars(**scalars)
     return {**groups, **scalars}
 
 
-def _composed(words: list[str], config_dir: Path | None) -> DictConfig:
-    with _searching(folders(config_dir)):
-        try:
-            return hydra.compose("config", overrides=words)
-        except YAMLError as error:
-            where = " ".join(str(error).split())
-            raise UserError(
-                f"a configuration file is not YAML: {where}", "mend that file"
-            ) from None
-        except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
-            raise UserError(
-                _first_line(error), "see `scalify configs` for what there is"
-            ) from error
-
-
-def _retargeted(
-    values: dict[str, Any], words: list[str], config_dir: Path | None
-) -> dict[str, Any]:
-    """With another ``_target_`` than its option's, a group has the values that were given only."""
-    keys = {word: word.lstrip("+").partition("=")[0].split(".") for word in words}
-    given = {
-        group: {key[1] for key in keys.values() if key[0] == group and len(key) > 1}
-        for group in GROUPS
-    }
-    groups = [group for group in GROUPS if "_target_" in given[group]]
-    if not groups:
-        return values
-    options = _composed([word for word in words if keys[word][-1] != "_target_"], config_dir)
-    for group in groups:
-        if options[group]._target_ != values[group]["_target_"]:
-            values[group] = {k: v for k, v in values[group].items() if k in given[group]}
-    return values
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"a configuration file is not YAML: {where}", "mend that file") from None
+    except (HydraException, OmegaConfBaseException, ValueError, AttributeError) as error:
+        raise UserError(_first_line(error), "see `scalify configs` for what there is") from error
 
 
 @contextmanager
-def _searching(where: list[Path]) -> Iterator[None]:
+def searching(where: list[Path]) -> Iterator[None]:
+    """Inside, Hydra looks for options in these folders, the first one first."""
     Plugins.instance().register(_Folders)
     version = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
     token = _before.set(tuple(reversed(where[:-1])))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scalify_cli.config.catalogue import GROUPS, defaults, option_path, options
 from scalify_cli.config.composition import raw, validated
+from scalify_cli.config.targets import checked
 
 NOT_IDENTITY = ("launcher", "tracking", "name", "tags", "paths")
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
@@ -67,7 +69,7 @@ def _words(choices: dict[str, str], usual: dict[str, str]) -> list[str]:
 
 
 def _base(words: list[str], config_dir: Path | None) -> dict[str, Any]:
-    return validated(raw(words, config_dir), partial=True)
+    return validated(raw(words, config_dir), partial(checked, partial=True))
 
 
 def override(key: str, value: Any) -> str:

@@ -35,7 +35,7 @@ def repeated(words: Sequence[str]) -> list[str]:
 
 
 def _normalise(word: str, config_dir: Path | None) -> str:
-    override = _parse(word)
+    override = parse(word)
     key = override.key_or_group
     _check_shape(word, key, override)
     if not is_group(key, config_dir):
@@ -45,7 +45,12 @@ def _normalise(word: str, config_dir: Path | None) -> str:
     return word.lstrip("+")
 
 
-def _parse(word: str) -> "Override":
+def parse(word: str) -> "Override":
+    """The word as Hydra's grammar reads it.
+
+    Raises:
+        UserError: it does not.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -1,0 +1,252 @@
+"""The grid language: from a sweep's file, or words with several values, to the words of points.
+
+Every value is the right-hand side of a word in Hydra's grammar, so each point is a list of words
+that ``scalify run`` takes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from scalify_cli.config.catalogue import did_you_mean, folders
+from scalify_cli.config.composition import searching
+from scalify_cli.config.identity import override as write
+from scalify_cli.config.overrides import parse
+from scalify_cli.errors import UserError
+
+_SHAPES = {
+    "description": (str, "text"),
+    "base": (list, "a list of words, as [model=gpt_nano]"),
+    "grid": (dict, "keys and their values, as {seed: [0, 1]}"),
+    "zip": (list, "a list of {key: [values], key: [values]}"),
+    "include": (list, "a list of {key: value}"),
+    "exclude": (list, "a list of {key: value}"),
+    "baseline": (dict, "keys and their values, as {precision: fp32}"),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sweep as it is written.
+
+    Args:
+        description: a sentence.
+        base: words that every point has.
+        grid: the values of each key; points are their product.
+        zip: groups of keys whose values go together, one group beside the others.
+        include: further points, made of ``base`` and these values.
+        exclude: points of the product that have all of these values are left out.
+        baseline: the values of the points that the others are compared with.
+    """
+
+    description: str = ""
+    base: list[str] = field(default_factory=list)
+    grid: dict[str, Any] = field(default_factory=dict)
+    zip: list[dict[str, Any]] = field(default_factory=list)
+    include: list[dict[str, Any]] = field(default_factory=list)
+    exclude: list[dict[str, Any]] = field(default_factory=list)
+    baseline: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """The words of one point, and its values on the axes that vary."""
+
+    words: tuple[str, ...]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One key with one value: as Hydra reads it, and as it is written."""
+
+    key: str
+    value: Any
+    text: str
+
+
+_Words = tuple[_Word, ...]
+
+
+def read_grid(path: Path) -> Grid:
+    """The sweep that a YAML file describes.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or has something else in it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "check the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}", "mend that file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a sweep", "a sweep has `grid:` with keys and values")
+    for key, value in content.items():
+        _check_section(path, str(key), value)
+    return Grid(**{key: value for key, value in content.items() if value is not None})
+
+
+def adjusted(grid: Grid, words: Sequence[str]) -> Grid:
+    """The grid with words from the command line in place of what it says about their keys.
+
+    Raises:
+        UserError: a word is malformed, or its key is linked with others by ``zip``.
+    """
+    base, axes = list(grid.base), dict(grid.grid)
+    for word in words:
+        override = parse(word)
+        key = override.key_or_group
+        _check_not_linked(grid, key)
+        base = [other for other in base if _key(other) != key]
+        text = word.partition("=")[2]
+        if override.is_sweep_override():
+            axes[key] = text
+        else:
+            axes.pop(key, None)
+            base.append(word)
+    return replace(grid, base=base, grid=axes)
+
+
+def expand(grid: Grid, config_dir: Path | None = None) -> list[GridPoint]:
+    """The points of a grid, in the order in which it is written, none twice.
+
+    Raises:
+        UserError: a value cannot be read, there is none, linked values differ in number, or
+            ``exclude`` or ``baseline`` speak of a key that the sweep does not set.
+    """
+    with searching(folders(config_dir)):
+        base = tuple(word for text in grid.base for word in _one(text))
+        chosen = list(_product(grid)) if grid.grid or grid.zip or not grid.include else []
+        added = [words for entry in grid.include for words in _entries(entry)]
+        known = {word.key for words in [base, *chosen, *added] for word in words}
+        excluded = [_condition("exclude", entry, known) for entry in grid.exclude]
+        _condition("baseline", grid.baseline, known)
+    kept = [words for words in chosen if not any(_meets(base + words, it) for it in excluded)]
+    return _points(base, [*kept, *added])
+
+
+def definition(grid: Grid, config_dir: Path | None = None) -> dict[str, Any]:
+    """The sections that say something, as a sweep's file has them; a baseline's values as read."""
+    with searching(folders(config_dir)):
+        baseline = {key: _words(key, value)[0].value for key, value in grid.baseline.items()}
+    written = {item.name: getattr(grid, item.name) for item in fields(grid)}
+    return {key: value for key, value in {**written, "baseline": baseline}.items() if value}
+
+
+def axes(points: Iterable[GridPoint]) -> list[str]:
+    """The keys that vary, in the order of the points' values."""
+    return list(dict.fromkeys(key for point in points for key in point.values))
+
+
+def _product(grid: Grid) -> Iterator[_Words]:
+    linked = [list(_linked(group)) for group in grid.zip]
+    free = [[(word,) for word in _words(key, value)] for key, value in grid.grid.items()]
+    return (sum(parts, ()) for parts in product(*linked, *free))
+
+
+def _linked(group: Mapping[str, Any]) -> Iterator[_Words]:
+    columns = {key: _words(key, value) for key, value in group.items()}
+    if len({len(column) for column in columns.values()}) > 1:
+        counts = ", ".join(f"{key} has {len(column)}" for key, column in columns.items())
+        raise UserError(f"zip: linked values differ in number: {counts}", "give as many of each")
+    return zip(*columns.values(), strict=True)
+
+
+def _entries(entry: Mapping[str, Any]) -> Iterator[_Words]:
+    return product(*(_words(key, value) for key, value in entry.items()))
+
+
+def _points(base: _Words, rows: list[_Words]) -> list[GridPoint]:
+    keys = dict.fromkeys(word.key for words in rows for word in words)
+    seen = {key: {_text(words, key) for words in rows} for key in keys}
+    varying = [key for key in keys if len(seen[key]) > 1]
+    points: dict[tuple[str, ...], GridPoint] = {}
+    for words in rows:
+        own = {word.key: word.value for word in words}
+        kept = [word for word in base if word.key not in own]
+        texts = tuple(word.text for word in (*kept, *words))
+        points.setdefault(texts, GridPoint(texts, {k: own[k] for k in varying if k in own}))
+    return list(points.values())
+
+
+def _text(words: _Words, key: str) -> str | None:
+    return next((word.text for word in words if word.key == key), None)
+
+
+def _condition(section: str, entry: Mapping[str, Any], known: set[str]) -> dict[str, list[Any]]:
+    for key in entry:
+        if key not in known:
+            hint = did_you_mean(str(key), sorted(known))
+            raise UserError(f"{section}: no axis or word of the sweep sets '{key}'", hint)
+    return {key: [word.value for word in _words(key, value)] for key, value in entry.items()}
+
+
+def _meets(words: _Words, condition: Mapping[str, list[Any]]) -> bool:
+    values = {word.key: word.value for word in words}
+    return all(key in values and values[key] in wanted for key, wanted in condition.items())
+
+
+def _words(key: str, value: Any) -> list[_Word]:
+    """The key's words: one for each value that is written, or that a function stands for."""
+    items = value if isinstance(value, list) else [value]
+    texts = [f"{key}={item}" if isinstance(item, str) else write(key, item) for item in items]
+    words = [word for text in texts for word in _one(text)]
+    if not words:
+        raise UserError(f"{key}={_shown(value)} names no value", "give it at least one")
+    return words
+
+
+def _one(text: str) -> Iterator[_Word]:
+    override = _parsed(text)
+    if not override.is_sweep_override():
+        yield _Word(override.key_or_group, override.value(), text.lstrip("+"))
+        return
+    if not override.is_discrete_sweep():
+        raise UserError(f"'{text}' has no list of values", "write range(START,STOP,STEP) or a,b,c")
+    for value in override.sweep_string_iterator():
+        yield from _one(f"{override.key_or_group}={value}")
+
+
+def _parsed(text: str) -> Override:
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    try:
+        return parser.parse_overrides([text])[0]
+    except HydraException:
+        return parse(text)  # which says what is wrong
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
+
+
+def _check_not_linked(grid: Grid, key: str) -> None:
+    for group in grid.zip:
+        if key in group:
+            others = ", ".join(other for other in group if other != key)
+            raise UserError(
+                f"{key} goes together with {others} in this sweep, and cannot be set apart",
+                "copy the sweep's file, and change its `zip:`",
+            )
+
+
+def _check_section(path: Path, key: str, value: Any) -> None:
+    if key not in _SHAPES:
+        raise UserError(f"{path}: a sweep has no '{key}'", did_you_mean(key, list(_SHAPES)))
+    kind, shape = _SHAPES[key]
+    entries = value if key in ("zip", "include", "exclude") and isinstance(value, list) else []
+    wrong = value is not None and not isinstance(value, kind)
+    if wrong or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: {key} is not {shape}", f"write {key} as {shape}")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
