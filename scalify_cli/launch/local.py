@@ -1,11 +1,21 @@
-"""Runs as processes on this machine."""
+"""Runs as processes on this machine, as many at a time as it has room for."""
 
+import os
+import signal
 import subprocess
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from scalify_cli.launch.places import FOLDER, Place, places
+from scalify_cli.launch.stopping import EXIT_CODES, Signals, count_signals
 from scalify_cli.launch.task import Event, Queue, Task
+
+_LOOK_SECONDS = 0.05
+_KEPT = (0, *EXIT_CODES.values())  # exit codes of runs that have not failed
 
 
 @dataclass(frozen=True)
@@ -13,7 +23,122 @@ class Local:
     """On this machine; a run that is asked for alone, in the process that was asked."""
 
     def launch(self, tasks: Sequence[Task], folder: Path, options: Queue) -> Iterator[Event]:
-        """One after the other."""
-        for task in tasks:
+        """Start each task in a session of its own as soon as there is a place for it.
+
+        What it prints goes to its ``log.txt``. A first SIGINT or SIGTERM stops the starting and
+        asks the running ones for a checkpoint, a second one kills them. Closing the iterator
+        leaves them running.
+
+        Raises:
+            UserError: more runs at a time are wanted than there are GPUs.
+        """
+        room = _Room(places(options, len(tasks)), folder.parent / FOLDER)
+        with count_signals() as signals:
+            yield from _Line(room, deque(tasks), options.fail_fast, signals).events()
+
+
+@dataclass
+class _Room:
+    """The places, those of other sweeps' runs among them."""
+
+    places: list[Place]
+    folder: Path
+
+    def start(self, task: Task) -> subprocess.Popen | None:
+        """The task's process, in the first place that is free; None: none is."""
+        for place in self.places:
+            lock = place.take(self.folder)
+            if lock is not None:
+                with lock:
+                    return _start(task, place, lock.fileno())
+        return None
+
+
+@dataclass
+class _Line:
+    """The tasks that wait, and the processes that run."""
+
+    room: _Room
+    waiting: deque[Task]
+    fail_fast: bool
+    signals: Signals
+    running: dict[Task, subprocess.Popen] = field(default_factory=dict)
+    heeded: int = 0
+
+    def events(self) -> Iterator[Event]:
+        """Everything that happens, until nothing waits and nothing runs."""
+        told = False
+        while self.waiting or self.running:
+            yield from self._heed()
+            yield from self._start()
+            yield from self._ended()
+            if self.waiting and not self.running and not told:
+                told = True
+                yield Event("note", message="every place here is taken; waiting for one")
+            time.sleep(_LOOK_SECONDS)
+
+    def _start(self) -> Iterator[Event]:
+        while self.waiting and not self.signals.count:
+            task = self.waiting[0]
+            try:
+                process = self.room.start(task)
+            except OSError as error:
+                yield Event("ended", self.waiting.popleft(), 1, message=str(error))
+                continue
+            if process is None:
+                return
+            self.running[self.waiting.popleft()] = process
             yield Event("started", task)
-            yield Event("ended", task, subprocess.run(task.command, check=False).returncode)
+
+    def _ended(self) -> Iterator[Event]:
+        ended = [task for task, process in self.running.items() if process.poll() is not None]
+        for task in ended:
+            code = self.running.pop(task).returncode
+            yield Event("ended", task, code, message=_told(code))
+            if self.fail_fast and code not in _KEPT and self.waiting:
+                self.waiting.clear()
+                yield Event("stopping", message=f"{task.id} failed: nothing more is started")
+
+    def _heed(self) -> Iterator[Event]:
+        """What the signals that came since the last look ask for."""
+        if self.heeded == self.signals.count:
+            return
+        first, self.heeded = self.heeded == 0, self.signals.count
+        self.waiting.clear()
+        for process in self.running.values():
+            _signal(process, signal.SIGTERM if first else signal.SIGKILL)
+        if first:
+            message = f"stopping: {len(self.running)} running write a checkpoint; again kills them"
+            yield Event("stopping", message=message)
+        else:
+            yield Event("killed", message=f"{len(self.running)} killed")
+
+
+def _start(task: Task, place: Place, lock: int) -> subprocess.Popen:
+    task.path.mkdir(parents=True, exist_ok=True)
+    with (task.path / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            task.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **place.environment},
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    """A request goes to the process alone, death to everything it has started."""
+    with suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+
+def _told(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")

@@ -67,3 +67,29 @@ def stop_on_signals() -> Iterator[Stop]:
         yield stop
     finally:
         stop.restore()
+
+
+class Signals:
+    """How many signals came, and the first one's name."""
+
+    def __init__(self):
+        self.count = 0
+        self.reason = ""
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.reason = self.reason or signal.Signals(number).name
+
+
+@contextmanager
+def count_signals() -> Iterator[Signals]:
+    """Count signals inside the block; in a thread, where Python cannot, none are counted."""
+    signals, previous = Signals(), {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [signal.Signals[name] for name in EXIT_CODES]
+        previous = {number: signal.signal(number, signals.take) for number in numbers}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -52,12 +52,15 @@ class Queue:
         gpus: names for CUDA_VISIBLE_DEVICES; None: those there are.
         fail_fast: start nothing more once a run has failed.
         detach: hand the work over, and do not wait for its end.
+        points: how many there are with those that need not run: cores are shared out the same
+            when a sweep is started again, for a run's last digits depend on its threads.
     """
 
     jobs: int | None = None
     gpus: tuple[str, ...] | None = None
     fail_fast: bool = False
     detach: bool = False
+    points: int | None = None
 
 
 class Launcher(Protocol):
