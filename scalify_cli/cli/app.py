@@ -17,6 +17,7 @@ from scalify_cli.cli import (
     runs,
     show,
     status,
+    sweep,
 )
 from scalify_cli.cli.completion import candidates, completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("ls")(runs.ls)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)

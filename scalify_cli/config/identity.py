@@ -19,7 +19,7 @@ _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 _WORDS = ("null", "true", "false", "nan", "inf")
 
 
-def signature(config: DictConfig) -> str:
+def signature(config: DictConfig | Mapping[str, Any]) -> str:
     """The run's id: 8 hex digits of the SHA-256 of everything that can change its numbers.
 
     Where tokens are cached (``data.cache``) is left out with the groups in ``NOT_IDENTITY``.

@@ -14,6 +14,7 @@ from scalify_cli.launch.places import FOLDER, Place, places
 from scalify_cli.launch.stopping import EXIT_CODES, Signals, count_signals
 from scalify_cli.launch.task import Event, Queue, Task
 
+CANCEL = "cancel"  # a file in a run's directory
 _LOOK_SECONDS = 0.05
 _KEPT = (0, *EXIT_CODES.values())  # exit codes of runs that have not failed
 
@@ -64,6 +65,7 @@ class _Line:
     signals: Signals
     running: dict[Task, subprocess.Popen] = field(default_factory=dict)
     heeded: int = 0
+    began: float = field(default_factory=time.time)
 
     def events(self) -> Iterator[Event]:
         """Everything that happens, until nothing waits and nothing runs."""
@@ -80,6 +82,9 @@ class _Line:
     def _start(self) -> Iterator[Event]:
         while self.waiting and not self.signals.count:
             task = self.waiting[0]
+            if _is_cancelled(task, self.began):
+                yield Event("skipped", self.waiting.popleft(), message="cancelled")
+                continue
             try:
                 process = self.room.start(task)
             except OSError as error:
@@ -109,7 +114,7 @@ class _Line:
             _signal(process, signal.SIGTERM if first else signal.SIGKILL)
         if first:
             message = f"stopping: {len(self.running)} running write a checkpoint; again kills them"
-            yield Event("stopping", message=message)
+            yield Event("stopping", code=EXIT_CODES[self.signals.reason], message=message)
         else:
             yield Event("killed", message=f"{len(self.running)} killed")
 
@@ -126,6 +131,14 @@ def _start(task: Task, place: Place, lock: int) -> subprocess.Popen:
             start_new_session=True,
             pass_fds=(lock,),
         )
+
+
+def _is_cancelled(task: Task, began: float) -> bool:
+    """Whether somebody has left word in the run's directory that it is not to start."""
+    try:
+        return (task.path / CANCEL).stat().st_mtime >= began
+    except OSError:
+        return False
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:

@@ -27,8 +27,9 @@ class Event:
 
     Args:
         kind: ``submitted`` (to a cluster, ``job_id``), ``started``, ``ended`` (``code``: the exit
-            code, negative for a signal, None where it is not known), ``stopping`` (no more are
-            started, those that run write a checkpoint), ``killed``, ``waiting`` (nothing
+            code, negative for a signal, None where it is not known), ``skipped`` (somebody
+            cancelled it), ``stopping`` (no more are started; with a ``code``, that of the signal
+            which also asked those that run for a checkpoint), ``killed``, ``waiting`` (nothing
             happened for a while), ``note``.
         task: the task it happened to.
         code: the exit code of the process.

@@ -1,0 +1,211 @@
+"""What there is to do about the points of a sweep, found out before anything starts."""
+
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalify_cli.cli.selection import is_alive
+from scalify_cli.cli.states import true_states
+from scalify_cli.errors import UserError
+from scalify_cli.launch.task import Task
+from scalify_cli.report.sweeps import Point, point_runs
+
+if TYPE_CHECKING:
+    from scalify_cli.config.grid import GridPoint
+
+_ORDER = ("new", "pending", "done", "diverged", "failed", "preempted", "cancelled", "running")
+_ENDED = ("done", "diverged")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point that can be run: its id, its words, its varying values, its launcher's values."""
+
+    id: str
+    words: tuple[str, ...]
+    values: Mapping[str, Any]
+    launcher: Mapping[str, Any]
+
+    @property
+    def point(self) -> Point:
+        return Point(self.id, list(self.words), dict(self.values))
+
+    @property
+    def label(self) -> str:
+        """``precision=fp8 seed=0``: what sets it apart."""
+        return " ".join(f"{key}={value}" for key, value in self.values.items()) or "(one point)"
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A point that cannot be run, and why."""
+
+    words: tuple[str, ...]
+    reason: UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The points, the state of each, and those that are to be started now."""
+
+    cells: list[Cell]
+    states: dict[str, str]
+    wanted: list[Cell]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many points are in each state; ``new`` is always there."""
+        counts = Counter(self.states.values())
+        return {state: counts[state] for state in _ORDER if counts[state] or state == "new"}
+
+    @property
+    def headline(self) -> str:
+        """``24 points: 18 new, 4 done, 1 failed, 1 running``."""
+        parts = ", ".join(f"{count} {state}" for state, count in self.counts.items())
+        count = len(self.cells)
+        return f"{count} point{'s' * (count != 1)}: {parts}"
+
+
+def check(
+    points: Sequence["GridPoint"], config_dir: Path | None
+) -> tuple[list[Cell], list[Invalid]]:
+    """The points composed, validated and given their ids (none twice), and those refused."""
+    from scalify_cli.config.composition import Composer
+
+    composer, refuse = Composer(config_dir), _combinations()
+    cells: dict[str, Cell] = {}
+    invalid: list[Invalid] = []
+    for point in points:
+        try:
+            values = composer.values(point.words)
+            refuse(values)
+        except UserError as error:
+            invalid.append(Invalid(point.words, error))
+            continue
+        cell = _cell(point, values)
+        cells.setdefault(cell.id, cell)
+    return list(cells.values()), invalid
+
+
+def plan(
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    *,
+    retry: Collection[str] = (),
+    force: bool = False,
+    only: str | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """What is missing, from what the run directories say.
+
+    Args:
+        cells: the points.
+        runs_dir: where their runs are.
+        retry: states of ended runs that are to be run again.
+        force: run every point again that is not running.
+        only: as ``matches`` takes it; the other points are left out of the plan.
+        limit: start no more than this.
+    """
+    kept = [cell for cell in cells if only is None or matches(cell, only)]
+    states = dict(zip([cell.id for cell in kept], states_of(kept, runs_dir), strict=True))
+    startable = {"new", "preempted", *retry}
+    if force:
+        startable = {*_ORDER} - {"running", "pending"}
+    wanted = [cell for cell in kept if states[cell.id] in startable]
+    return Plan(kept, states, wanted[:limit])
+
+
+def states_of(cells: Sequence[Cell], runs_dir: Path) -> list[str]:
+    """The true state of each point's run; ``new`` where nothing has begun or been submitted."""
+    runs = true_states(point_runs(runs_dir, [cell.point for cell in cells]))
+    waits = [run.state == "pending" and not is_alive(run, starting=False) for run in runs]
+    return ["new" if idle else run.state for run, idle in zip(runs, waits, strict=True)]
+
+
+def matches(cell: Cell, pattern: str) -> bool:
+    """Whether every part of the pattern fits the point.
+
+    A part is a word with ``*`` and ``?`` (``precision=fp8*``) or the beginning of an id; ``!``
+    before it turns it round.
+    """
+    return all(_fits(cell, part.lstrip("!")) != part.startswith("!") for part in pattern.split())
+
+
+def task(
+    cell: Cell,
+    runs_dir: Path,
+    *,
+    again: bool = False,
+    config_dir: Path | None = None,
+    wandb: str | None = None,
+    elsewhere: bool = False,
+) -> Task:
+    """The process that runs the point.
+
+    Args:
+        cell: the point.
+        runs_dir: where its directory is, or will be.
+        again: start over, even where it is done or has diverged.
+        config_dir, wandb: as ``scalify run`` takes them.
+        elsewhere: the process is started by a cluster, which the run need not ask again.
+    """
+    words = [word for word in cell.words if not (elsewhere and word.startswith("launcher"))]
+    options = ["--runs-dir", str(runs_dir.absolute()), "--quiet"]
+    options += ["--config-dir", str(config_dir.absolute())] if config_dir else []
+    options += ["--wandb", wandb] if wandb else []
+    options += ["--force"] if again else []
+    command = (sys.executable, "-m", "scalify_cli", "run", *words, *options)
+    return Task(cell.id, command, (runs_dir / cell.id).absolute())
+
+
+def needs_force(state: str) -> bool:
+    """Whether ``scalify run`` would call a run in this state done."""
+    return state in _ENDED
+
+
+def digest(cells: Sequence[Cell]) -> str:
+    """Six hex digits that stand for this set of points."""
+    return hashlib.sha256("\n".join(sorted(cell.id for cell in cells)).encode()).hexdigest()[:6]
+
+
+def grouped(invalid: Sequence[Invalid]) -> Iterator[tuple[UserError, list[Invalid]]]:
+    """The refused points, together where the reason is the same."""
+    reasons: dict[str, list[Invalid]] = {}
+    for point in invalid:
+        reasons.setdefault(point.reason.message, []).append(point)
+    for points in reasons.values():
+        yield points[0].reason, points
+
+
+def _cell(point: "GridPoint", values: dict[str, Any]) -> Cell:
+    from scalify_cli.config import signature
+
+    return Cell(signature(values), point.words, point.values, values["launcher"])
+
+
+def _combinations() -> Any:
+    """Refuses configurations whose precision and scaling do not go together."""
+    from scalify_cli.config import build
+    from scalify_cli.precision import Policy
+
+    @cache
+    def combine(precision: tuple, scaling: tuple) -> None:
+        Policy(build(dict(precision), "precision"), build(dict(scaling), "scaling"))
+
+    return lambda values: combine(_frozen(values["precision"]), _frozen(values["scaling"]))
+
+
+def _frozen(values: Mapping[str, Any]) -> tuple:
+    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items())
+
+
+def _fits(cell: Cell, part: str) -> bool:
+    if "=" in part:
+        return any(fnmatch(word, part) for word in cell.words)
+    return cell.id.startswith(part)
