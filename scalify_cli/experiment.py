@@ -20,6 +20,7 @@ from scalify_cli.precision import Policy
 from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
 from scalify_cli.tracking.cancelling import is_cancelled
 from scalify_cli.tracking.run_directory import read_status
+from scalify_cli.tracking.submission import code_change
 from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
@@ -96,9 +97,11 @@ def run(
             with RunDirectory(path) as directory:
                 if is_cancelled(path, since=_STARTED):
                     raise Stopped("SIGTERM")
+                if not force and directory.status.get("state") in _ENDED:
+                    return _outcome(path, already_done=True)  # while we waited for it
                 if force:
                     directory.clear()
-                _start(directory, job, config, overrides)
+                _start(directory, job, config, overrides, on_record)
                 end = _Attempt(job, directory, on_record).train(config, stop)
     except Stopped as stopped:
         state = "cancelled" if is_cancelled(path) else "preempted"
@@ -127,7 +130,13 @@ def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) 
     return Job(dataset, step, trainer, tracking, config.seed)
 
 
-def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: list[str]) -> None:
+def _start(
+    directory: RunDirectory,
+    job: Job,
+    config: DictConfig,
+    overrides: list[str],
+    on_record: OnRecord,
+) -> None:
     devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
     step = directory.status.get("step", 0)
     words = list(overrides)
@@ -135,6 +144,10 @@ def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: lis
         config=to_yaml(config), overrides=words, steps=job.trainer.steps, step=step, devices=devices
     )
     directory.log(f"attempt {directory.attempt}: {' '.join(words) or 'the defaults'}")
+    changed = code_change(Path.cwd())
+    if changed:
+        directory.log(f"warning: {changed}")
+        on_record(_event("warning", changed))
 
 
 class _Attempt:

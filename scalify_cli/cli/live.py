@@ -16,10 +16,11 @@ class Display(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """Shows nothing but warnings."""
 
     def show(self, record: dict[str, Any]) -> None:
-        pass
+        if record.get("event") == "warning":
+            print(f"warning: {record['message']}", file=sys.stderr, flush=True)
 
 
 class Lines:

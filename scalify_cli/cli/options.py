@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +56,20 @@ class State(StrEnum):
 
 
 StateOption = Annotated[State | None, typer.Option("--state", help="Only runs in this state.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command line of ``run``, parsed."""
+
+    overrides: list[str]
+    runs_dir: Path
+    config_dir: Path | None
+    json: bool
+    quiet: bool
+    force: bool = False
+    wandb: str | None = None
+    detach: bool = False
 
 
 def print_json(value: Any) -> None:

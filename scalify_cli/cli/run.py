@@ -5,12 +5,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scalify_cli.cli.detached import elsewhere, hand_over, is_requeued
 from scalify_cli.cli.errors import explain, is_disk_full
 from scalify_cli.cli.live import display
 from scalify_cli.cli.options import (
@@ -18,6 +18,7 @@ from scalify_cli.cli.options import (
     Cfg,
     ConfigDir,
     Json,
+    Request,
     RunsDir,
     Verbose,
     Wandb,
@@ -39,20 +40,11 @@ CfgOption = Annotated[Cfg | None, typer.Option("--cfg", help="Print the configur
 Force = Annotated[bool, typer.Option("--force", help="Start over, even when done.")]
 WandbOption = Annotated[Wandb | None, typer.Option("--wandb", help="Where W&B records go.")]
 Fail = Annotated[bool, typer.Option("--fail-on-diverge", help="Exit 1 when the loss diverges.")]
+Detach = Annotated[bool, typer.Option("-d", "--detach", help="Start it, and do not wait.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing table.")]
 
 
-@dataclass(frozen=True)
-class Request:
-    """One command line, parsed."""
-
-    overrides: list[str]
-    runs_dir: Path
-    config_dir: Path | None
-    json: bool
-    quiet: bool
-    force: bool = False
-    wandb: str | None = None
+_EXIT_CODES = {"failed": 1, "preempted": 75, "cancelled": 75}
 
 
 def run(
@@ -60,6 +52,7 @@ def run(
     dry_run: DryRun = False,
     cfg: CfgOption = None,
     force: Force = False,
+    detach: Detach = False,
     json: Json = False,
     runs_dir: RunsDir = RUNS,
     wandb: WandbOption = None,
@@ -72,15 +65,20 @@ def run(
     from scalify_cli.config import compose
 
     mode = wandb.value if wandb else None
-    request = Request(list(words or []), runs_dir, config_dir, json, quiet, force, mode)
+    request = Request(list(words or []), runs_dir, config_dir, json, quiet, force, mode, detach)
     config = compose(request.overrides, config_dir)
     _note(request, verbose)
     if cfg is not None:
         return _print_config(config, cfg, config_dir)
     if dry_run:
         return _print_plan(config, request)
-    outcome = _run(config, request)
-    return 1 if fail_on_diverge and outcome.state == "diverged" else outcome.exit_code
+    if detach or elsewhere(config):
+        state = hand_over(config, request)
+        code = _EXIT_CODES.get(state, 0)
+    else:
+        outcome = _run(config, request)
+        state, code = outcome.state, outcome.exit_code
+    return 1 if fail_on_diverge and state == "diverged" else code
 
 
 def _run(config: "DictConfig", request: Request) -> "Outcome":
@@ -106,7 +104,7 @@ def _train(config: "DictConfig", request: Request, latest: dict[str, Any]) -> "O
             config,
             request.overrides,
             request.runs_dir,
-            force=request.force,
+            force=request.force and not is_requeued(),
             wandb=request.wandb,
             on_record=on_record,
         )

@@ -43,6 +43,8 @@ class Slurm:
         UserError: a count is too small, or the time limit leaves no time before the signal.
     """
 
+    elsewhere = True  # a run asked for alone is submitted, too
+
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

@@ -37,7 +37,7 @@ def environment(devices: Sequence[str], argv: Sequence[str], folder: Path) -> di
         "platform": platform.platform(),
         "host": platform.node(),
         "devices": list(devices),
-        "git": _revision(folder),
+        "git": revision(folder),
         "command": [Path(argv[0]).name, *argv[1:]] if argv else [],
         "folder": str(folder),
         "executable": sys.executable,
@@ -55,6 +55,15 @@ def patch(folder: Path) -> bytes:
     return difference
 
 
+def revision(folder: Path) -> dict[str, Any] | None:
+    """The commit of the repository around a folder, and whether it was changed since."""
+    sha = _git(folder, "rev-parse", "HEAD").decode().strip()
+    if not sha:
+        return None
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"sha": sha, "dirty": bool(status.strip())}
+
+
 def _versions() -> dict[str, str]:
     return {name: found for name in PACKAGES if (found := _version(name))}
 
@@ -64,14 +73,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _revision(folder: Path) -> dict[str, Any] | None:
-    sha = _git(folder, "rev-parse", "HEAD").decode().strip()
-    if not sha:
-        return None
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"sha": sha, "dirty": bool(status.strip())}
 
 
 def _git(folder: Path, *words: str) -> bytes:

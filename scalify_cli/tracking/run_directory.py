@@ -11,17 +11,19 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from scalify_cli.errors import UserError
 from scalify_cli.tracking.cancelling import forget_cancel, is_cancelled
 from scalify_cli.tracking.files import json_line, take_lock, write_atomically
 from scalify_cli.tracking.provenance import environment, patch
+from scalify_cli.tracking.submission import submission
 
 STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
 HEARTBEAT_SECONDS = 10.0
 LOCK = ".lock"
 _HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second", "perf/step_seconds")
+_LOCK_SECONDS = 1.0  # between two attempts to take it
 _RECORD_SECONDS = 1.0  # records come by the millisecond; the file changes once a second
 
 
@@ -224,18 +226,23 @@ def read_status(path: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def _take_lock(path: Path):
-    try:
-        return take_lock(path / LOCK)
-    except BlockingIOError as busy:
-        raise UserError(
-            f"run {path.name} is already being written by {busy.strerror}.",
-            f"follow it with `scalify logs {path.name} -f`.",
-        ) from None
+def _take_lock(path: Path) -> TextIO:
+    """The run's lock; a job waits for it, for SLURM requeues a run whose node it cannot reach."""
+    while True:
+        try:
+            return take_lock(path / LOCK)
+        except BlockingIOError as busy:
+            if submission() is None:
+                raise UserError(
+                    f"run {path.name} is already being written by {busy.strerror}.",
+                    f"follow it with `scalify logs {path.name} -f`.",
+                ) from None
+        time.sleep(_LOCK_SECONDS)
 
 
 def _process() -> dict[str, Any]:
-    job = os.environ.get("SLURM_JOB_ID")
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     return {"host": platform.node(), "pid": os.getpid(), "slurm_job_id": job}
 
 

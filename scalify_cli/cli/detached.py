@@ -1,0 +1,133 @@
+"""``scalify run`` when the run lives elsewhere: in SLURM's queue, or in the background here."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from scalify_cli.cli.options import Request, print_json
+from scalify_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from scalify_cli.launch.task import Event, Task
+    from scalify_cli.report.runs import RunInfo
+
+JOBS = "jobs"  # in the runs' folder: scripts and logs of runs that belong to no sweep
+_ENDED, _UNDER_WAY = ("done", "diverged"), ("pending", "running")
+
+
+def elsewhere(config: "DictConfig") -> bool:
+    """Whether this process is to submit the run rather than to be it."""
+    from scalify_cli.config import build
+    from scalify_cli.tracking.submission import submission
+
+    launcher = build(config.launcher, "launcher")
+    return getattr(launcher, "elsewhere", False) and submission() is None
+
+
+def is_requeued() -> bool:
+    """Whether this is a job's second start, or a later one."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+
+
+def hand_over(config: "DictConfig", request: Request) -> str:
+    """Start the run elsewhere, unless it is there already; wait for its end unless detached.
+
+    Returns:
+        The state that it is in then.
+    """
+    run = _present(config, request)
+    if run.state in _ENDED and not request.force:
+        _tell(run, request, f"already done {run.id} (--force runs it again)")
+    elif run.status and run.state in _UNDER_WAY:
+        _tell(run, request, f"already {run.state} {run.id}, see `scalify logs {run.id} -f`")
+    else:
+        task = _task(run, request)
+        _submit(config, task, request) if elsewhere(config) else _start(task)
+        run = _present(config, request)
+        _tell(run, request, f"{run.state} {run.id}, see `scalify logs {run.id} -f`")
+    return run.state
+
+
+def _submit(config: "DictConfig", task: "Task", request: Request) -> None:
+    try:
+        for event in _events(config, task, request):
+            if event.kind not in ("submitting", "submitted") and event.message:
+                _say(event.message, request)
+            elif event.job_id:
+                _say(f"submitted {task.id} as job {event.job_id}", request)
+    except KeyboardInterrupt:
+        hint = f"`scalify cancel {task.id}` ends it, the same command waits for it again"
+        raise UserError("no longer waiting; the job goes on", hint, 130) from None
+
+
+def _events(config: "DictConfig", task: "Task", request: Request) -> "Iterator[Event]":
+    from scalify_cli.cli.recording import recorded
+    from scalify_cli.config import build
+    from scalify_cli.launch.task import Queue
+
+    launcher = build(config.launcher, "launcher")
+    return recorded(launcher.launch([task], _folder(task), Queue(detach=request.detach)))
+
+
+def _start(task: "Task") -> None:
+    """In a session of its own, so that it outlives this terminal."""
+    from scalify_cli.tracking.run_directory import mark
+
+    folder = _folder(task)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.log").open("ab") as output:
+        process = subprocess.Popen(
+            task.command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    mark(task.path, "running", host=os.uname().nodename, pid=process.pid, error=None)
+
+
+def _task(run: "RunInfo", request: Request) -> "Task":
+    from scalify_cli.launch.task import Task
+
+    words = [word for word in request.overrides if not word.lstrip("+").startswith("launcher")]
+    runs_dir = str(request.runs_dir.absolute())
+    options = ["--runs-dir", runs_dir, "--quiet"]
+    if request.config_dir:
+        options += ["--config-dir", str(request.config_dir.absolute())]
+    if request.wandb:
+        options += ["--wandb", request.wandb]
+    if request.force:
+        options.append("--force")
+    command = (sys.executable, "-m", "scalify_cli", "run", *words, *options)
+    return Task(run.id, command, run.path)
+
+
+def _present(config: "DictConfig", request: Request) -> "RunInfo":
+    from scalify_cli.cli.states import true_states
+    from scalify_cli.config import signature
+    from scalify_cli.report.runs import read_run
+
+    return true_states([read_run(request.runs_dir.absolute() / signature(config))])[0]
+
+
+def _folder(task: "Task") -> Path:
+    return task.path.parent / JOBS / task.id
+
+
+def _tell(run: "RunInfo", request: Request, text: str) -> None:
+    if request.json:
+        print_json({"id": run.id, "path": run.path, "state": run.state, "error": run.error})
+    elif not request.quiet:
+        typer.echo(text)
+
+
+def _say(text: str, request: Request) -> None:
+    if not request.quiet:
+        typer.echo(text, err=True)

@@ -1,0 +1,37 @@
+"""What a launcher tells becomes files: states of runs that cannot write, the code of a job."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from scalify_cli.cli.states import true_states
+from scalify_cli.launch.task import Event
+from scalify_cli.report.runs import read_run
+from scalify_cli.tracking.run_directory import mark, read_status
+from scalify_cli.tracking.submission import record_code
+
+
+def recorded(events: Iterable[Event]) -> Iterator[Event]:
+    """The events of a launcher, passed on after they were written down."""
+    for event in events:
+        if event.kind == "submitting":
+            record_code(Path(event.message), Path.cwd())
+        elif event.kind == "submitted":
+            _mark_pending(event)
+        elif event.kind == "ended" and event.job_id:
+            settle(event)
+        yield event
+
+
+def settle(event: Event) -> None:
+    """Write how a run ended that had no time to say so itself."""
+    assert event.task is not None
+    run = true_states([read_run(event.task.path)])[0]
+    if run.state in ("failed", "cancelled", "preempted") and run.state != run.status.get("state"):
+        mark(run.path, run.state, error=run.error)
+
+
+def _mark_pending(event: Event) -> None:
+    assert event.task is not None
+    path, job = event.task.path, event.job_id
+    if read_status(path).get("slurm_job_id") != job:  # else it has begun, and knows better
+        mark(path, "pending", slurm_job_id=job, slurm_log=event.message, error=None)
