@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,35 +45,42 @@ def hand_over(config: "DictConfig", request: Request) -> str:
     run = _present(config, request)
     if run.state in _ENDED and not request.force:
         _tell(run, request, f"already done {run.id} (--force runs it again)")
-    elif run.status and run.state in _UNDER_WAY:
-        _tell(run, request, f"already {run.state} {run.id}, see `scalify logs {run.id} -f`")
-    else:
-        task = _task(run, request)
-        _submit(config, task, request) if elsewhere(config) else _start(task)
-        run = _present(config, request)
-        _tell(run, request, f"{run.state} {run.id}, see `scalify logs {run.id} -f`")
+        return run.state
+    task, waits = _task(run, request), run.status and run.state in _UNDER_WAY
+    if elsewhere(config):
+        job_id = run.status.get("slurm_job_id") if waits else None
+        _follow(_events(config, task, request, job_id), request)
+    elif not waits:
+        _start(task)
+    run = _present(config, request)
+    _tell(run, request, f"{run.state} {run.id}, see `scalify logs {run.id} -f`")
     return run.state
 
 
-def _submit(config: "DictConfig", task: "Task", request: Request) -> None:
+def _follow(events: "Iterable[Event]", request: Request) -> None:
     try:
-        for event in _events(config, task, request):
-            if event.kind not in ("submitting", "submitted") and event.message:
+        for event in events:
+            if event.kind == "submitted":
+                _say(f"submitted as job {event.job_id}", request)
+            elif event.kind != "submitting" and event.message:
                 _say(event.message, request)
-            elif event.job_id:
-                _say(f"submitted {task.id} as job {event.job_id}", request)
     except KeyboardInterrupt:
-        hint = f"`scalify cancel {task.id}` ends it, the same command waits for it again"
+        hint = "`scalify cancel @last` ends it, the same command waits for it again"
         raise UserError("no longer waiting; the job goes on", hint, 130) from None
 
 
-def _events(config: "DictConfig", task: "Task", request: Request) -> "Iterator[Event]":
+def _events(
+    config: "DictConfig", task: "Task", request: Request, job_id: str | None
+) -> "Iterator[Event]":
+    """Of a new job, or of the one that there is already."""
     from scalify_cli.cli.recording import recorded
     from scalify_cli.config import build
     from scalify_cli.launch.task import Queue
 
     launcher = build(config.launcher, "launcher")
-    return recorded(launcher.launch([task], _folder(task), Queue(detach=request.detach)))
+    if job_id is None:
+        return recorded(launcher.launch([task], _folder(task), Queue(detach=request.detach)))
+    return recorded([] if request.detach else launcher.follow({job_id: task}))
 
 
 def _start(task: "Task") -> None:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -93,7 +93,31 @@ class Slurm:
                 waiting[event.job_id] = event.task
             yield event
         if not options.detach:
-            yield from _follow(waiting, self.poll_seconds, fail_fast=options.fail_fast)
+            yield from self.follow(waiting, fail_fast=options.fail_fast)
+
+    def follow(self, tasks: Mapping[str, Task], *, fail_fast: bool = False) -> Iterator[Event]:
+        """What becomes of jobs until all have ended.
+
+        Args:
+            tasks: by the ids of their jobs.
+            fail_fast: cancel those that wait once one has failed.
+        """
+        open_jobs, states = dict(tasks), dict.fromkeys(tasks, "PENDING")
+        while open_jobs:
+            try:
+                jobs = poll(open_jobs)
+            except NoAnswer as error:
+                yield Event("waiting", message=str(error))
+                time.sleep(self.poll_seconds)
+                continue
+            yield from _changes(open_jobs, states, jobs)
+            if fail_fast and "FAILED" in states.values():
+                yield Event("stopping", message="a run failed; what has not begun is cancelled")
+                cancel(*[job_id for job_id in open_jobs if states[job_id] == "PENDING"])
+                fail_fast = False
+            if open_jobs:
+                yield Event("waiting")
+                time.sleep(self.poll_seconds)
 
     def _submit(self, tasks: Sequence[Task], folder: Path, parallel: int | None) -> Iterator[Event]:
         size = self.max_array_size or largest_array()
@@ -125,30 +149,17 @@ def _new_folder(folder: Path) -> Path:
     raise AssertionError("count never ends")
 
 
-def _follow(tasks: dict[str, Task], seconds: float, *, fail_fast: bool) -> Iterator[Event]:
-    """Changes of the jobs' states until all have ended."""
-    waiting, states = dict(tasks), dict.fromkeys(tasks, "PENDING")
-    while waiting:
-        try:
-            jobs = poll(waiting)
-        except NoAnswer as error:
-            yield Event("waiting", message=str(error))
-            time.sleep(seconds)
-            continue
-        for job_id, task in list(waiting.items()):
-            job = jobs.get(job_id, Job(job_id, "COMPLETED"))
-            if job.over:
-                del waiting[job_id]
-            if job.state != states[job_id]:
-                states[job_id] = job.state
-                yield _event(job, task)
-        if fail_fast and "FAILED" in states.values():
-            fail_fast = False
-            yield Event("stopping", message="a run failed")
-            cancel(*[job_id for job_id in waiting if states[job_id] == "PENDING"])
-        if waiting:
-            yield Event("waiting")
-            time.sleep(seconds)
+def _changes(
+    open_jobs: dict[str, Task], states: dict[str, str], jobs: Mapping[str, Job]
+) -> Iterator[Event]:
+    """What is new in ``jobs``; those that are over leave ``open_jobs``."""
+    for job_id, task in list(open_jobs.items()):
+        job = jobs.get(job_id, Job(job_id, "COMPLETED", "the queue has forgotten it"))
+        if job.over:
+            del open_jobs[job_id]
+        if job.state != states[job_id]:
+            states[job_id] = job.state
+            yield _event(job, task)
 
 
 def _event(job: Job, task: Task) -> Event:

@@ -1,5 +1,6 @@
 """Being asked to stop: SIGTERM and SIGINT, turned into a question that can be asked at leisure."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ class Stopped(BaseException):
 class Stop:
     """Called, it names the signal that came, or None.
 
-    Only the first signal is caught: a second one does what it always does.
+    Only the first signal is caught: a second one does what it always does. In a SLURM job a second
+    SIGTERM is ignored, for the cluster repeats it, and knows SIGKILL.
     """
 
     def __init__(self):
@@ -51,6 +53,8 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
         self.restore()
+        if self.reason == "SIGTERM" and "SLURM_JOB_ID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not self._deferred:
             raise Stopped(self.reason)
 

@@ -65,3 +65,12 @@ def test_a_thread_catches_nothing(heard):
     thread.start()
     thread.join()
     assert (found, heard) == ([None], [signal.SIGTERM])
+
+
+def test_a_cluster_may_repeat_itself(heard, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with stop_on_signals() as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() == "SIGTERM"
+    assert heard == []

@@ -27,7 +27,8 @@ ReturnToService=2
 JobRequeue=1
 MaxArraySize={array_size}
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
-KillWait=15
+KillWait=30
+MinJobAge=10
 SlurmctldTimeout=30
 SlurmdTimeout=10
 MessageTimeout=20

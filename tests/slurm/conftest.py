@@ -1,0 +1,32 @@
+"""Real clusters, one with accounting and one without; collected only by ``make test-slurm``."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cluster import Cluster
+
+collect_ignore_glob = [] if os.environ.get("SCALIFY_TEST_SLURM") else ["test_*.py"]
+KINDS = {"accounting": True, "no-accounting": False}
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in KINDS],
+)
+def cluster(request) -> Iterator[Cluster]:
+    """A running cluster; this process's clients ask it."""
+    accounting = KINDS[request.param]
+    with TemporaryDirectory(prefix="slurm-") as folder, pytest.MonkeyPatch.context() as patch:
+        cluster = Cluster(Path(folder), port=16800 + 40 * accounting, accounting=accounting)
+        cluster.start()
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        yield cluster
+        cluster.stop()
