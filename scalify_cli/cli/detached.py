@@ -87,9 +87,8 @@ def _start(task: "Task") -> None:
     """In a session of its own, so that it outlives this terminal."""
     from scalify_cli.tracking.run_directory import mark
 
-    folder = _folder(task)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.log").open("ab") as output:
+    task.path.mkdir(parents=True, exist_ok=True)
+    with (task.path / "log.txt").open("ab") as output:
         process = subprocess.Popen(
             task.command,
             stdin=subprocess.DEVNULL,

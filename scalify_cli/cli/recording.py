@@ -6,6 +6,7 @@ from pathlib import Path
 from scalify_cli.cli.states import true_states
 from scalify_cli.launch.task import Event
 from scalify_cli.report.runs import read_run
+from scalify_cli.tracking.cancelling import forget_cancel
 from scalify_cli.tracking.run_directory import mark, read_status
 from scalify_cli.tracking.submission import record_code
 
@@ -34,4 +35,5 @@ def _mark_pending(event: Event) -> None:
     assert event.task is not None
     path, job = event.task.path, event.job_id
     if read_status(path).get("slurm_job_id") != job:  # else it has begun, and knows better
+        forget_cancel(path)
         mark(path, "pending", slurm_job_id=job, slurm_log=event.message, error=None)

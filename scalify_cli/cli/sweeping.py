@@ -13,6 +13,7 @@ import typer
 from scalify_cli.cli.follow import Follower, display, follow, to_stderr, wait_for
 from scalify_cli.cli.options import print_json
 from scalify_cli.cli.plan import Cell, Invalid, Plan, grouped, needs_force, plan, task
+from scalify_cli.cli.recording import recorded
 from scalify_cli.cli.selection import tally
 from scalify_cli.cli.written import Written, read
 from scalify_cli.config import build
@@ -95,7 +96,7 @@ def launch(planned: Plan, folder: Path, request: SweepRequest) -> int:
     try:
         if planned.wanted:
             launcher = _launcher(planned.wanted)
-            events = launcher.launch(_tasks(planned, request), folder, queue)
+            events = recorded(launcher.launch(_tasks(planned, request), folder, queue))
             with display(follower, live=live):
                 follow(events, follower)
         if not follower.stopped and not request.detach:
