@@ -19,7 +19,8 @@ from scalify_cli.cli import (
     status,
     sweep,
 )
-from scalify_cli.cli.completion import candidates, completion
+from scalify_cli.cli.candidates import candidates
+from scalify_cli.cli.completion import completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
 
 app = typer.Typer(

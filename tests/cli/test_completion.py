@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scalify_cli.cli.completion import BASH
-
 ANSWERS = {
-    "scalify r": ["run"],
+    "scalify ru": ["run"],
     "scalify run precision=f": ["precision=fp16", "precision=fp32", "precision=fp8"],
     "scalify run pre": ["precision="],
     "scalify run model=gpt_nano model.wi": ["model.width="],
@@ -26,6 +24,13 @@ ANSWERS = {
     "scalify completion ": ["bash", "fish", "zsh"],
     "scalify show aaaa": ["aaaa1111", "aaaa2222"],
     "scalify logs @": ["@last"],
+    "scalify cancel aaaa1111 b": ["bbbb3333"],
+    "scalify diff --runs-dir absent ": ["@last"],
+    "scalify compare aaaa1111 --by precision,s": ["precision,scaling", "precision,seed"],
+    "scalify compare aaaa1111 --baseline precision=fp3": ["precision=fp32"],
+    "scalify compare aaaa1111 -o ": ["csv", "json", "table"],
+    "scalify status --state d": ["diverged", "done"],
+    "scalify status --watch aaaa2": ["aaaa2222"],
     "scalify run nothing=": [],
     "scalify nothing ": [],
     "scalify run --runs-dir ": [],
@@ -39,7 +44,11 @@ def test_candidates(scalify, runs_dir, line):
 
 def test_commands_are_all_offered(scalify):
     commands = scalify("_complete", "scalify ").out.split()
-    assert commands == ["completion", "configs", "doctor", "logs", "ls", "run", "show"]
+    assert {"run", "status", "logs", "show", "diff", "cancel", "rm", "compare"} <= {*commands}
+
+
+def test_sweeps_are_offered_by_name(scalify, grid):
+    assert scalify("_complete", "scalify status g").out.split() == ["grid"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -62,33 +71,66 @@ def program(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("typed", "completed"),
-    [
-        ("scalify run precision=fp3\t", "precision=fp32"),
-        ("scalify run precis\t", "precision="),
-        ("scalify run seed=1 scaling=n\t", "scaling=none"),
-        ("scalify conf\t", "scalify configs"),
-    ],
-)
-def test_a_real_bash_completes(program, tmp_path, typed, completed):
-    (tmp_path / "rc").write_text(f"PS1='> '\nPATH={program.parent}:$PATH\n{BASH}\n")
-    screen = _type_into_bash(tmp_path / "rc", typed, completed)
-    assert completed in screen
+TYPED = [
+    ("scalify run precision=fp3\t", "precision=fp32"),
+    ("scalify run precis\t", "precision="),
+    ("scalify run seed=1 scaling=n\t", "scaling=none"),
+    ("scalify conf\t", "scalify configs"),
+    ("scalify show aaaa1\t", "aaaa1111"),
+    ("scalify status gr\t", "scalify status grid"),
+]
+START = {"bash": ["--noprofile", "--rcfile", "{rc}", "-i"], "zsh": ["-i"]}
+RC = {
+    "bash": "PS1='> '\n{script}",
+    "zsh": "PS1='> '\nunsetopt prompt_sp beep\nautoload -U compinit\ncompinit -u -D\n{script}",
+}
 
 
-def _type_into_bash(rc: Path, typed: str, awaited: str) -> str:
-    """What bash echoes after the words are typed, up to what is awaited or twenty seconds."""
+@pytest.mark.parametrize("shell", [shell for shell in START if shutil.which(shell)])
+@pytest.mark.parametrize(("typed", "completed"), TYPED)
+def test_a_real_shell_completes(
+    scalify, program, tmp_path, runs_dir, grid, shell, typed, completed
+):
+    script = f"PATH={program.parent}:$PATH\n{scalify('completion', shell).out}\n"
+    rc = tmp_path / ".zshrc"
+    rc.write_text(RC[shell].format(script=script))
+    assert completed in _type_into(shell, rc, typed, completed)
+
+
+def _type_into(shell: str, rc: Path, typed: str, awaited: str) -> str:
+    """What a shell echoes after the words are typed, up to what is awaited or twenty seconds."""
     child, terminal = pty.fork()
     if child == 0:
-        os.environ.update(TERM="dumb", PYTHONPATH=os.pathsep.join(sys.path))
-        os.execvp("bash", ["bash", "--noprofile", "--rcfile", str(rc), "-i"])
+        os.environ.update(TERM="dumb", PYTHONPATH=os.pathsep.join(sys.path), ZDOTDIR=str(rc.parent))
+        os.execvp(shell, [shell, *(word.format(rc=rc) for word in START[shell])])
     _read_until(terminal, "> ")
     os.write(terminal, typed.encode())
     screen = _read_until(terminal, awaited)
     os.close(terminal)
     os.waitpid(child, 0)
     return screen
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("scalify run precision=fp3", ["precision=fp32"]),
+        ("scalify run precis", ["precision="]),
+        ("scalify show aaaa", ["aaaa1111", "aaaa2222"]),
+        ("scalify status --runs-dir run", ["runs/"]),
+    ],
+)
+@pytest.mark.parametrize("shell", [shell for shell in ["fish"] if shutil.which(shell)])
+def test_a_real_fish_completes(scalify, program, tmp_path, runs_dir, shell, line, expected):
+    script = f"set PATH {program.parent} $PATH\n{scalify('completion', shell).out}\n"
+    done = subprocess.run(
+        [shell, "--no-config", "-c", f"{script}complete -C '{line}'"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert [row.partition("\t")[0] for row in done.stdout.splitlines()] == expected
 
 
 def _read_until(terminal: int, awaited: str) -> str:
