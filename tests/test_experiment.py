@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def interrupt(process: subprocess.Popen, step: int, number: signal.Signals) -> int:
     """Send the signal once the process has printed ``step``; its exit code."""
+    return at_step(process, step, lambda: process.send_signal(number))
+
+
+def at_step(process: subprocess.Popen, step: int, action: Callable[[], object]) -> int:
+    """Do something to the process once it has printed ``step``; its exit code."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"step={step} "):
-            process.send_signal(number)
+            action()
             break
     code, _, err = finish(process)
     assert "Traceback" not in err
@@ -160,6 +166,9 @@ def test_a_run_asked_to_stop_saves_and_goes_on(whole, tmp_path):
     assert [int(entry.name) for entry in (path / "checkpoints").iterdir()] == [stopped["step"]]
     assert interrupt(start(runs_dir), 13, signal.SIGINT) == 130
     assert status(path)["state"] == "preempted"
+    cancel = [SCALIFY, "cancel", path.name, "--runs-dir", runs_dir]
+    assert at_step(start(runs_dir), 18, lambda: subprocess.run(cancel, check=True)) == 75
+    assert status(path)["state"] == "cancelled"
     code, out, err = finish(start(runs_dir))
     assert code == 0, err
     assert "resumed at step" in out
