@@ -12,6 +12,7 @@ from scalify_cli.cli import (
     diff,
     doctor,
     logs,
+    retry,
     rm,
     run,
     runs,
@@ -39,6 +40,7 @@ app.command("show")(show.show)
 app.command("diff")(diff.diff)
 app.command("compare")(compare.compare)
 app.command("cancel")(cancel.cancel)
+app.command("retry")(retry.retry)
 app.command("rm")(rm.rm)
 app.command("configs")(configs.configs)
 app.command("doctor")(doctor.doctor)

@@ -79,6 +79,9 @@ def _events(
 
     launcher = build(config.launcher, "launcher")
     if job_id is None:
+        _folder(task).mkdir(parents=True, exist_ok=True)
+        words = "".join(f"{word}\n" for word in request.overrides)
+        (_folder(task) / "overrides.txt").write_text(words, "utf-8")  # for `scalify retry`
         return recorded(launcher.launch([task], _folder(task), Queue(detach=request.detach)))
     return recorded([] if request.detach else launcher.follow({job_id: task}))
 

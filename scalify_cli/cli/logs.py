@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scalify_cli.cli.options import RUNS, Json, RunsDir, Verbose, print_json
 from scalify_cli.cli.selection import Names, chosen, is_alive
 from scalify_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from scalify_cli.report.runs import RunInfo
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LOOKS_PER_STATE = 4  # states are asked for less often: a cluster's answer costs something
@@ -28,7 +31,7 @@ def logs(
     from scalify_cli.report.sweeps import is_launching
 
     runs = chosen(runs_dir, names)
-    tails = [Tail(run.id, run.path / "log.txt", len(runs) > 1) for run in runs]
+    tails = [Tail(run.id, _log(run), len(runs) > 1) for run in runs]
     if not follow and not any(tail.path.exists() for tail in tails):
         _refuse(tails)
     if json:
@@ -44,6 +47,13 @@ def logs(
 
         _follow(tails, alive)
     return 0
+
+
+def _log(run: "RunInfo") -> Path:
+    """The run's own log; before it has one, what its job printed."""
+    own, job = run.path / "log.txt", run.status.get("slurm_log")
+    ended = run.state not in ("running", "pending")
+    return Path(job) if job and ended and not own.exists() else own
 
 
 @dataclass

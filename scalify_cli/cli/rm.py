@@ -86,5 +86,6 @@ def _remove(runs: "Sequence[RunInfo]", sweeps: "Sequence[Sweep]") -> None:
     for run in runs:
         if not remove(run.path):
             raise UserError(f"run {run.id} has just started", f"`scalify cancel {run.id}` first")
+        shutil.rmtree(run.path.parent / "jobs" / run.id, ignore_errors=True)
     for sweep in sweeps:
         shutil.rmtree(sweep.path)

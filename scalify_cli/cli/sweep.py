@@ -81,7 +81,7 @@ def sweep(
         force=force,
         skip_invalid=skip_invalid,
         jobs=jobs,
-        gpus=_gpus(gpus),
+        gpus=gpu_names(gpus),
         fail_fast=fail_fast,
         detach=detach,
         wandb=wandb.value if wandb else None,
@@ -92,7 +92,12 @@ def sweep(
     return sweep_points(request, dry_run=dry_run)
 
 
-def _gpus(text: str | None) -> tuple[str, ...] | None:
+def gpu_names(text: str | None) -> tuple[str, ...] | None:
+    """``0,1`` taken apart.
+
+    Raises:
+        UserError: it names none, or one twice.
+    """
     if text is None:
         return None
     names = tuple(part.strip() for part in text.split(",") if part.strip())

@@ -29,8 +29,10 @@ GOLDEN = {
         "'auto', 'online', 'offline', 'off'\n"
         "hint: see `scalify run --help`\n"
     ),
-    ("rum",): "error: No such command 'rum'. Did you mean 'run'?\nhint: see `scalify --help`\n",
-    ("show",): "error: Missing argument 'ID'\nhint: see `scalify show --help`\n",
+    (
+        "rum",
+    ): "error: No such command 'rum'. Did you mean 'rm', 'run'?\nhint: see `scalify --help`\n",
+    ("show",): "error: Missing argument 'ID|SWEEP...'\nhint: see `scalify show --help`\n",
     ("configs", "modl"): "error: there is no group 'modl'\nhint: did you mean 'model'?\n",
     ("configs", "model=gpt_nona"): (
         "error: model has no option 'gpt_nona'\nhint: did you mean 'gpt_nano'?\n"

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from scalify_cli.cli import cancel, rm
+from scalify_cli.cli import cancel, rm, sweeping
+from scalify_cli.config import compose, signature
 from scalify_cli.tracking import RunDirectory
 from scalify_cli.tracking.cancelling import is_cancelled
 
@@ -20,7 +21,8 @@ signal.signal(signal.SIGTERM, lambda *ignored: sys.exit(75))
 with RunDirectory(Path(sys.argv[1])) as run:
     run.start(config="", overrides=[], steps=9)
     print("started", flush=True)
-    time.sleep(600)
+    while True:  # not one long sleep: another thread may be the one that gets the signal
+        time.sleep(0.02)
 """
 
 
@@ -137,3 +139,98 @@ def test_a_run_that_starts_meanwhile_is_not_removed(scalify, runs_dir):
         result = scalify("rm", "aaaa1", "-y")
     assert result.err.startswith("error: run aaaa1111 has just started\n")
     assert (runs_dir / "aaaa1111" / "state.json").is_file()
+
+
+POINTS = {
+    "failed": "seed=1",
+    "diverged": "seed=2",
+    "cancelled": "seed=3",
+    "preempted": "seed=4",
+    "done": "seed=5",
+}
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A run for every way to end, the first three in the sweep ``night``; their ids by state."""
+    folder, ids = tmp_path / "runs", {}
+    for end, word in POINTS.items():
+        ids[end] = signature(compose(["model=gpt_nano", word]))
+        (folder / ids[end]).mkdir(parents=True)
+        (folder / ids[end] / "state.json").write_text(json.dumps({"state": end}))
+        (folder / ids[end] / "overrides.txt").write_text(f"model=gpt_nano\n{word}\n")
+    sweep = folder / "sweeps" / "night"
+    sweep.mkdir(parents=True)
+    lines = [
+        {"id": ids[end], "words": ["model=gpt_nano", POINTS[end]], "values": {}}
+        for end in ("failed", "diverged", "cancelled")
+    ]
+    (sweep / "points.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ids
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What would be launched: the folder's name and the commands, nothing of which is run."""
+    calls = []
+
+    def launch(planned, folder, request):
+        calls.append((folder.name, sweeping._tasks(planned, request)))
+        return 0
+
+    monkeypatch.setattr(sweeping, "launch", launch)
+    return calls
+
+
+def test_retry_starts_what_ended_badly_where_it_belongs(scalify, ended, launched):
+    result = scalify("retry", *ended.values())
+    assert [folder for folder, _ in launched] == ["night", ".alone"]
+    tasks = [task for _, part in launched for task in part]
+    assert [task.id for task in tasks] == [*ended.values()][:4]
+    assert tasks[3].command[3:6] == ("run", "model=gpt_nano", "seed=4")
+    assert ["--force" in task.command for task in tasks] == [False, True, False, False]
+    assert result.err == "again: 1 failed, 1 diverged, 1 cancelled, 1 preempted\n"
+
+
+def test_retry_of_some_states_only(scalify, ended, launched):
+    scalify("retry", *ended.values(), "--failed", "--preempted")
+    ids = [task.id for _, part in launched for task in part]
+    assert ids == [ended["failed"], ended["preempted"]]
+
+
+def test_retry_of_a_job_uses_the_launcher_it_was_submitted_with(
+    scalify, ended, launched, tmp_path, change_state, monkeypatch
+):
+    monkeypatch.setattr("scalify_cli.cli.states.true_states", list)
+    run = ended["preempted"]
+    change_state(tmp_path / "runs" / run, slurm_job_id="12_0")
+    job = tmp_path / "runs" / "jobs" / run
+    job.mkdir(parents=True)
+    (job / "overrides.txt").write_text("model=gpt_nano\nseed=4\nlauncher=slurm\n")
+    seen = []
+    monkeypatch.setattr(sweeping, "launch", lambda planned, *rest: seen.extend(planned.wanted) or 0)
+    scalify("retry", run)
+    assert [cell.launcher["_target_"] for cell in seen] == ["scalify_cli.launch.Slurm"]
+
+
+def test_nothing_to_retry(scalify, ended, launched):
+    result = scalify("retry", ended["done"])
+    assert (result.code, result.err, launched) == (0, "nothing to retry: 1 run: 1 done\n", [])
+
+
+def test_words_that_make_another_run_now_are_refused(scalify, ended, tmp_path):
+    (tmp_path / "runs" / ended["preempted"] / "overrides.txt").write_text("seed=9\n")
+    result = scalify("retry", ended["preempted"])
+    assert result.code == 2
+    assert result.err.startswith(f"error: the words of run {ended['preempted']} make another run")
+
+
+def test_what_fails_again_is_told(scalify, tmp_path):
+    words = ["model=gpt_nano", "data=text", f"data.path={tmp_path}/absent.txt"]
+    path = tmp_path / "runs" / signature(compose(words))
+    path.mkdir(parents=True)
+    (path / "state.json").write_text(json.dumps({"state": "failed"}))
+    (path / "overrides.txt").write_text("".join(f"{word}\n" for word in words))
+    result = scalify("retry", path.name)
+    assert (result.code, result.out) == (1, "1 run: 1 failed\n")
+    assert "absent.txt" in (path / "log.txt").read_text()
