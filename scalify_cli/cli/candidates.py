@@ -65,7 +65,7 @@ def _of_argument(command: Any, before: list[str], word: str) -> list[str]:
     if name in ("run", "configs"):
         return _overrides(before[1:], word)
     if name in _WITH_SWEEPS:
-        return [*_swept(before[1:], word), *_shipped_sweeps()]
+        return [*_swept(before[1:], word), *_written_sweeps(before)]
     if name in _WITH_RUNS:
         return _runs_and_sweeps(before)
     return _choices(command, "shell")
@@ -107,15 +107,22 @@ def _fields(before: list[str], group: str) -> list[str]:
     return [f"{group}.{key}=" for key in catalogue.fields(group, option)]
 
 
-def _shipped_sweeps() -> list[str]:
-    return [path.stem for path in shipped("sweeps").glob("*.yaml")]
+def _written_sweeps(before: list[str]) -> list[str]:
+    """The sweeps in files: of this folder, those shipped, and those that were started."""
+    folders = (Path("sweeps"), shipped("sweeps"))
+    files = [path.stem for folder in folders for path in folder.glob("*.yaml")]
+    return [*files, *_folder_names(before, "sweeps/*/sweep.yaml")]
 
 
 def _runs_and_sweeps(before: list[str]) -> list[str]:
+    return ["@last", *_folder_names(before, "*/state.json", "sweeps/*/points.jsonl")]
+
+
+def _folder_names(before: list[str], *patterns: str) -> list[str]:
+    """The names of the folders that have such a file in the runs' folder."""
     named = before[before.index("--runs-dir") + 1] if "--runs-dir" in before[:-1] else None
     folder = Path(named or os.environ.get("SCALIFY_RUNS") or "runs")
-    files = ("*/state.json", "sweeps/*/points.jsonl")
     try:
-        return ["@last", *(path.parent.name for each in files for path in folder.glob(each))]
+        return [path.parent.name for pattern in patterns for path in folder.glob(pattern)]
     except OSError:
         return []

@@ -33,6 +33,10 @@ ANSWERS = {
     "scalify status --watch aaaa2": ["aaaa2222"],
     "scalify run nothing=": [],
     "scalify nothing ": [],
+    "scalify sweep precision=fp16,fp3": ["precision=fp16,fp32"],
+    "scalify sweep precision=fp16,bf16,fp8,": ["precision=fp16,bf16,fp8,fp32"],
+    "scalify sweep smo": ["smoke"],
+    "scalify retry --runs-dir runs aaaa1": ["aaaa1111"],
     "scalify run --runs-dir ": [],
 }
 
@@ -44,11 +48,12 @@ def test_candidates(scalify, runs_dir, line):
 
 def test_commands_are_all_offered(scalify):
     commands = scalify("_complete", "scalify ").out.split()
-    assert {"run", "status", "logs", "show", "diff", "cancel", "rm", "compare"} <= {*commands}
+    assert {"run", "sweep", "status", "show", "diff", "cancel", "retry", "compare"} <= {*commands}
 
 
 def test_sweeps_are_offered_by_name(scalify, grid):
     assert scalify("_complete", "scalify status g").out.split() == ["grid"]
+    assert scalify("_complete", "scalify sweep gr").out.split() == ["grid"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

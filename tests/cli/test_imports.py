@@ -16,6 +16,10 @@ COMMANDS = [
     ["ls"],
     ["show", "@last"],
     ["logs", "@last"],
+    ["status"],
+    ["diff", "aaaa1", "bbbb"],
+    ["compare", "aaaa1", "bbbb"],
+    ["cancel", "aaaa1"],
 ]
 CODE = """
 import sys
