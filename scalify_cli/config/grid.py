@@ -98,22 +98,26 @@ def read_grid(path: Path) -> Grid:
 def adjusted(grid: Grid, words: Sequence[str]) -> Grid:
     """The grid with words from the command line in place of what it says about their keys.
 
+    A word holds for every point, those of ``include`` too.
+
     Raises:
         UserError: a word is malformed, or its key is linked with others by ``zip``.
     """
-    base, axes = list(grid.base), dict(grid.grid)
     for word in words:
         override = parse(word)
-        key = override.key_or_group
+        key, text = override.key_or_group, word.partition("=")[2]
         _check_not_linked(grid, key)
-        base = [other for other in base if _key(other) != key]
-        text = word.partition("=")[2]
+        base = [other for other in grid.base if _key(other) != key]
+        axes, added = dict(grid.grid), grid.include
         if override.is_sweep_override():
-            axes[key] = text
+            axes = {**axes, key: text} if axes or grid.zip or not added else {}
+            added = [{**entry, key: text} for entry in added]
         else:
             axes.pop(key, None)
             base.append(word)
-    return replace(grid, base=base, grid=axes)
+            added = [{**entry, key: text} if key in entry else entry for entry in added]
+        grid = replace(grid, base=base, grid=axes, include=added)
+    return grid
 
 
 def expand(grid: Grid, config_dir: Path | None = None) -> list[GridPoint]:
