@@ -117,8 +117,23 @@ def plan(
     startable = {"new", "preempted", *retry}
     if force:
         startable = {*_ORDER} - {"running", "pending"}
-    wanted = [cell for cell in kept if states[cell.id] in startable]
+    wanted = [cell for cell in interleaved(kept) if states[cell.id] in startable]
     return Plan(kept, states, wanted[:limit])
+
+
+def interleaved(cells: Sequence[Cell]) -> list[Cell]:
+    """The first seed of everything, then the second: early results, and programs compiled once.
+
+    Points that differ in their seeds alone share a compiled program, which the first of them
+    leaves for the others; started together, each would compile it.
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    ranks: dict[str, int] = {}
+    for cell in cells:
+        rest = tuple(word for word in cell.words if not word.startswith("seed="))
+        ranks[cell.id] = seen[rest]
+        seen[rest] += 1
+    return sorted(cells, key=lambda cell: ranks[cell.id])
 
 
 def states_of(cells: Sequence[Cell], runs_dir: Path) -> list[str]:
