@@ -72,15 +72,16 @@ class _Line:
         told = False
         while self.waiting or self.running:
             yield from self._heed()
-            yield from self._start()
             yield from self._ended()
+            yield from self._start()
             if self.waiting and not self.running and not told:
                 told = True
                 yield Event("note", message="every place here is taken; waiting for one")
             time.sleep(_LOOK_SECONDS)
 
     def _start(self) -> Iterator[Event]:
-        while self.waiting and not self.signals.count:
+        most = len(self.room.places)  # an ended run leaves its place before it is noticed
+        while self.waiting and len(self.running) < most and not self.signals.count:
             task = self.waiting[0]
             if _is_cancelled(task, self.began):
                 yield Event("skipped", self.waiting.popleft(), message="cancelled")
