@@ -79,10 +79,15 @@ class RunDirectory:
         self._lock.close()
 
     def clear(self) -> None:
-        """Forget earlier attempts: remove everything but the lock."""
+        """Forget earlier attempts: remove everything but the lock, and empty the log.
+
+        The log stays the same file: a queue may have opened it for what this process prints.
+        """
         for entry in self.path.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
+            elif entry.name == "log.txt":
+                os.truncate(entry, 0)
             elif entry.name != LOCK:
                 entry.unlink()
         self._status = {}

@@ -20,6 +20,7 @@ COMMANDS = [
     ["diff", "aaaa1", "bbbb"],
     ["compare", "aaaa1", "bbbb"],
     ["cancel", "aaaa1"],
+    ["sweep", "--help"],
 ]
 CODE = """
 import sys

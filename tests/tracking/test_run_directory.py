@@ -136,7 +136,8 @@ def test_clearing_forgets_everything(tmp_path):
         run.log("a line")
         (run.path / "checkpoints" / "00000001").mkdir(parents=True)
         run.clear()
-        assert {file.name for file in run.path.iterdir()} == {".lock"}
+        assert {file.name for file in run.path.iterdir()} == {".lock", "log.txt"}
+        assert (run.path / "log.txt").read_text() == ""
         assert run.attempt == 0
 
 
