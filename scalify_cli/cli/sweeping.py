@@ -13,7 +13,7 @@ import typer
 from scalify_cli.cli.follow import Follower, display, follow, to_stderr, wait_for
 from scalify_cli.cli.options import print_json
 from scalify_cli.cli.plan import Cell, Invalid, Plan, grouped, needs_force, plan, task
-from scalify_cli.cli.recording import recorded
+from scalify_cli.cli.recording import recorded, settled
 from scalify_cli.cli.selection import tally
 from scalify_cli.cli.written import Written, read
 from scalify_cli.config import build
@@ -232,9 +232,7 @@ def _sum_up(written: Written, planned: Plan, request: SweepRequest, code: int) -
 
 
 def _runs(cells: Sequence[Cell], runs_dir: Path) -> list[RunInfo]:
-    from scalify_cli.cli.states import true_states
-
-    return true_states(point_runs(runs_dir, [cell.point for cell in cells]))
+    return settled(point_runs(runs_dir, [cell.point for cell in cells]))
 
 
 def _detach(written: Written, request: SweepRequest) -> int:

@@ -79,7 +79,10 @@ class Wandb:
         """Wait for the client to write what it has, for ``FINISH_SECONDS`` at the most."""
 
         def end(client: Any) -> None:
-            client.finish(state)
+            try:
+                client.finish(state)
+            except Exception as error:  # its process dies with ours when a whole job is signalled
+                self._notify_stopped(error)
             raise _Finished
 
         with suppress(queue.Full):
@@ -110,8 +113,11 @@ class Wandb:
         except _Finished:
             return
         except Exception as error:  # whatever W&B raises, training goes on
-            self._notify(f"W&B stopped: {_first_line(error)}; metrics.jsonl has everything.")
+            self._notify_stopped(error)
         self._drain()
+
+    def _notify_stopped(self, error: Exception) -> None:
+        self._notify(f"W&B stopped: {_first_line(error)}; metrics.jsonl has everything.")
 
     def _drain(self) -> None:
         """Without a client: swallow records until the run ends."""

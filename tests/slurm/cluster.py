@@ -68,6 +68,7 @@ class Cluster:
         self.stop()
         for name in ("state", "gpus", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # munge's socket is for everybody
         self._configure()
         try:
             self._start_munge()
@@ -75,7 +76,7 @@ class Cluster:
                 self._start_accounting()
             self._start_slurm()
         except ClusterError as error:
-            logs = "\n".join(map(_end_of_log, sorted(self.folder.glob("*.log"))))
+            logs = "\n".join(map(_end_of_log, sorted(self.folder.glob("*.out"))))
             self.stop()
             raise ClusterError(f"{error}\n{logs}") from error
 
@@ -102,8 +103,9 @@ class Cluster:
             jobs: with all that runs on it; False: its daemon only.
         """
         daemons.end(self.folder, f"slurmd.{node}", signal.SIGKILL)
-        if jobs:
-            for pid in daemons.with_variables(self._mark(node)):
+        own = f"SLURM_CONF={self.folder / 'slurm.conf'}"
+        for mark in (self._mark(node), f"SLURMD_NODENAME={node}") if jobs else ():
+            for pid in daemons.with_variables(own, mark):
                 daemons.kill(pid, signal.SIGKILL)
 
     def client(self, *command: str, check: bool = True) -> str:
@@ -116,7 +118,7 @@ class Cluster:
         return done.stdout.strip()
 
     def _mark(self, node: str) -> str:
-        """A variable in the environment of a node's daemon, and so of all that it starts."""
+        """A variable in the environment of a node's daemon, and of those that look after jobs."""
         return f"TEST_NODE={self.folder}:{node}"
 
     def _start(self, name: str, *command: str, mark: str = "") -> None:

@@ -21,11 +21,13 @@ KINDS = {"accounting": True, "no-accounting": False}
     params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in KINDS],
 )
 def cluster(request) -> Iterator[Cluster]:
-    """A running cluster; this process's clients ask it."""
+    """A running cluster, which the commands of this process ask."""
     accounting = KINDS[request.param]
     with TemporaryDirectory(prefix="slurm-") as folder, pytest.MonkeyPatch.context() as patch:
         cluster = Cluster(Path(folder), port=16800 + 40 * accounting, accounting=accounting)
         cluster.start()
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+            patch.delenv(name)
         for name, value in cluster.environment.items():
             patch.setenv(name, value)
         yield cluster
