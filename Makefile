@@ -1,6 +1,7 @@
 # make run                            the main job: scalify run precision=fp8 model=gpt_small
 # make run ARGS="model=gpt_nano"      any other
 # make test | check | bench | figures
+# make test-slurm                     on real SLURM clusters, whose Debian packages it installs
 # make test-latest                    with the newest Python and the newest JAX there are
 ARGS ?= precision=fp8 model=gpt_small
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,13 +12,21 @@ LATEST = $(shell for v in $(NEWER); do \
 	for python in python$$v "$$(pyenv prefix $$v 2>/dev/null)/bin/python$$v"; do \
 	"$$python" -c "" 2>/dev/null && echo "$$python" && exit; done; done)
 
-.PHONY: run test test-latest check bench figures
+SUDO := $(shell test "$$(id -u)" = 0 || command -v sudo)
+
+.PHONY: run test test-slurm test-latest check bench figures
 
 run: .venv/installed
 	$(BIN)/scalify run $(ARGS)
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+test-slurm: .venv/installed-test
+	missing=$$($(BIN)/python tests/slurm/cluster.py packages); test -z "$$missing" || \
+		{ $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends $$missing; }
+	SCALIFY_TEST_SLURM=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/slurm
 
 test-latest:
 	@test -n "$(LATEST)" || { echo "nothing tested: no Python of $(NEWER) here" >&2; exit 1; }

@@ -11,6 +11,7 @@ for name in ("WANDB_API_KEY", "WANDB_MODE", "SCALIFY_RUNS", "SCALIFY_CONF", "SCA
     os.environ.pop(name, None)
 
 import jax  # noqa: E402  (after its platform is chosen)
+from fake_slurm import FakeSlurm  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,3 +31,12 @@ def session_cache(shared_folder) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCALIFY_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> FakeSlurm:
+    """``squeue`` and the like, which say what the test tells them to."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return FakeSlurm(folder)

@@ -24,9 +24,10 @@ code=$?
 
 # 75: stopped with a checkpoint; 143: before there was anything to save. A job that still runs was
 # warned of its time limit or of a preemption, and queues again; one that was cancelled does not.
+job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # the array's own number would mean all of it
 if [[ $code == 75 || $code == 143 ]] && ((${{SLURM_RESTART_COUNT:-0}} < {max_requeues})); then
-  if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then
-    scontrol requeue "$SLURM_JOB_ID"
+  if [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
+    scontrol requeue "$job"
   fi
 fi
 exit $code

@@ -163,6 +163,17 @@ def test_a_client_that_breaks_is_reported_once(tmp_path):
     assert not sink._thread.is_alive()
 
 
+def test_a_client_that_cannot_finish_is_reported_and_not_waited_for(tmp_path):
+    class Cut(Recorder):
+        def finish(self, state):
+            raise ConnectionResetError("connection reset by peer")
+
+    sink, messages = open_sink(tmp_path, Cut)
+    sink.finish("preempted")
+    assert messages == ["W&B stopped: connection reset by peer; metrics.jsonl has everything."]
+    assert not sink._thread.is_alive()
+
+
 def test_a_client_that_hangs_loses_records_but_holds_nobody_up(tmp_path, monkeypatch):
     release = threading.Event()
 
