@@ -1,7 +1,8 @@
 """Validation loss of a recipe against fp32, over seeds: ``python -m benchmarks.gap``.
 
 Trains every cell through ``scalify run`` (a run that is done is not run again) and prints the mean
-validation loss, and the mean gap to fp32 paired by seed. A run that diverged has no gap.
+validation loss, and the mean gap to fp32 paired by seed. A run that diverged has no gap, and is
+counted.
 """
 
 import argparse
@@ -10,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scalify_cli.report.compare import compare
+from scalify_cli.report.runs import RunInfo, read_run
+
+AXES = ("precision", "scaling", "precision.weight_rounding")
 CELLS = {
     "fp32": ["precision=fp32", "scaling=none"],
     "fp8 + scalify, nearest": [
@@ -26,21 +31,12 @@ CELLS = {
 }
 
 
-def train(words: list[str], runs: Path) -> dict:
-    """One run's closing record."""
+def train(words: list[str], runs: Path) -> RunInfo:
+    """One run, from its start or its end."""
     command = [sys.executable, "-m", "scalify_cli", "run", *words]
     command += ["--json", "--runs-dir", str(runs), "--wandb", "off"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return json.loads(done.stdout)
-
-
-def validation_loss(run: dict) -> float:
-    """The last validation loss; infinite where the run diverged."""
-    if run["state"] != "done":
-        return float("inf")
-    lines = (Path(run["path"]) / "metrics.jsonl").read_text().splitlines()
-    losses = [record["val/loss"] for record in map(json.loads, lines) if "val/loss" in record]
-    return losses[-1]
+    return read_run(Path(json.loads(done.stdout)["path"]))
 
 
 def main() -> None:
@@ -51,18 +47,19 @@ def main() -> None:
     parser.add_argument("--cell", choices=CELLS, action="append")
     parser.add_argument("words", nargs="*", help="further overrides, for every cell")
     options = parser.parse_args()
-    losses = {}
-    for cell in options.cell or CELLS:
+    runs, cells = [], options.cell or list(CELLS)
+    for cell in cells:
         common = [*CELLS[cell], f"model={options.model}", *options.words]
-        runs = [train([*common, f"seed={s}"], options.runs_dir) for s in range(options.seeds)]
-        losses[cell] = [validation_loss(run) for run in runs]
-        steps = [f"{run['state']} at step {run.get('step', '?')}" for run in runs]
-        print(f"{cell:26s} {[round(x, 4) for x in losses[cell]]} {steps}", flush=True)
-    base = losses.get("fp32")
-    for cell, values in losses.items():
-        mean = sum(values) / len(values)
-        gaps = [100 * (x / b - 1) for x, b in zip(values, base or values, strict=True)]
-        print(f"{cell:26s} mean {mean:.4f}  mean gap {sum(gaps) / len(gaps):+.2f} %")
+        ours = [train([*common, f"seed={s}"], options.runs_dir) for s in range(options.seeds)]
+        losses = [(run.metrics.get("val/loss"), f"{run.state} at step {run.step}") for run in ours]
+        print(f"{cell:26s} {losses}", flush=True)
+        runs += ours
+    baseline = dict(word.split("=") for word in CELLS["fp32"])
+    rows = compare(runs, by=AXES, baseline=baseline).rows
+    for cell, row in zip(cells, rows, strict=True):
+        mean = "-" if row.loss is None else f"{row.loss:.4f}"
+        gap = "-" if row.gap is None else f"{100 * row.gap:+.2f} %"
+        print(f"{cell:26s} mean {mean}  mean gap {gap}  {dict(row.counts)}")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def compare(
     keys = list(dict.fromkeys([*axes, *base, *by]))
     results = [_result(run, place(run, keys, usual)) for run in runs]
     _check(results, [*by, *base], axes)
-    results = _paired(results, [*axes, *base], base)
+    results = _paired(results, _pairing(axes, base), base)
     rows_by = list(by) or [key for key in axes if key != _SEED]
     known = base if any(_is_baseline(result, base) for result in results) else {}
     return Comparison(rows_by, known, _rows(results, rows_by, base), results)
@@ -130,14 +130,23 @@ def _check(results: Sequence[Result], named: Sequence[str], axes: Sequence[str])
             raise UserError(f"no run has a value for '{key}'", known)
 
 
+def _pairing(axes: Sequence[str], base: Mapping[str, str]) -> list[str]:
+    """The axes on which a run and its partner agree.
+
+    Those that the baseline fixes are not, nor the fields of an option that it chooses: with
+    ``precision=fp32`` in the baseline, ``precision.weight_rounding`` is part of what is compared.
+    """
+    return [key for key in axes if key not in base and key.partition(".")[0] not in base]
+
+
 def _paired(
     results: Sequence[Result], keys: Sequence[str], base: Mapping[str, str]
 ) -> list[Result]:
-    if not base:
-        return list(results)
-    at = {_cell(result.values, keys): result for result in results}
-    partners = [at.get(_cell({**result.values, **base}, keys)) for result in results]
-    return [_measured(*pair) for pair in zip(results, partners, strict=True)]
+    partners: dict[tuple[str, ...], Result] = {}
+    for result in results:
+        if _is_baseline(result, base):
+            partners.setdefault(_cell(result.values, keys), result)
+    return [_measured(result, partners.get(_cell(result.values, keys))) for result in results]
 
 
 def _cell(values: Mapping[str, str], keys: Sequence[str]) -> tuple[str, ...]:

@@ -87,6 +87,14 @@ def test_rows_by_one_axis_keep_pairs_of_the_others(run):
     assert (rows[1].gap, rows[1].pairs) == (pytest.approx(0.1), 2)
 
 
+def test_fields_of_an_option_are_compared_with_the_baselines_option(run):
+    nearest, stochastic = (f"precision.rounding={name}" for name in ("nearest", "stochastic"))
+    runs = [run("fp32", 0, loss=1.0)]
+    runs += [run("fp8", 0, loss=1.2, more=(nearest,)), run("fp8", 0, loss=1.1, more=(stochastic,))]
+    gaps = [row.gap for row in compare(runs, baseline=BASE).rows]
+    assert gaps == pytest.approx([0.0, 0.2, 0.1])
+
+
 def test_rows_may_be_by_what_only_the_configuration_says(run):
     [row] = compare([run("fp8", 0), run("fp8", 1)], by=["trainer.steps"]).rows
     assert row.values == {"trainer.steps": "7"}
