@@ -97,7 +97,7 @@ def _cells(run: "RunInfo") -> list[str]:
 
 
 def _seconds_left(run: "RunInfo") -> float | None:
-    seconds = run.metrics.get("perf/step_seconds")
+    seconds = run.status.get("step_seconds")
     return (run.steps - run.step) * seconds if seconds and run.state == "running" else None
 
 

@@ -24,10 +24,10 @@ class RunInfo:
 
     ``state`` is that of ``state.json``, except that a ``running`` whose process is gone, or which
     has been silent on another machine, is ``failed``. ``metrics`` holds the newest ``train/loss``,
-    ``val/loss`` and ``perf/*``; ``started`` and ``updated`` are in seconds since 1970; ``status``
-    is all of ``state.json``. ``words`` and ``values`` are those of a sweep's point, where the run
-    was found through one.
-    The configuration is read when it is asked for: a thousand of them are slow to read.
+    ``val/loss`` and ``perf/tokens_per_second``; ``started`` and ``updated`` are in seconds since
+    1970; ``status`` is all of ``state.json``. ``words`` and ``values`` are those of a sweep's
+    point, where the run was found through one. The configuration is read when it is asked for: a
+    thousand of them are slow to read.
     """
 
     id: str

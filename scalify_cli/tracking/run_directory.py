@@ -22,7 +22,7 @@ from scalify_cli.tracking.submission import submission
 STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
 HEARTBEAT_SECONDS = 10.0
 LOCK = ".lock"
-_HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second", "perf/step_seconds")
+_HEADLINES = ("train/loss", "val/loss", "perf/tokens_per_second")
 _LOCK_SECONDS = 1.0  # between two attempts to take it
 _RECORD_SECONDS = 1.0  # records come by the millisecond; the file changes once a second
 
@@ -47,6 +47,7 @@ class RunDirectory:
         self._over = threading.Event()
         self._heart: threading.Thread | None = None
         self._written = 0.0
+        self._first: tuple[float, int] | None = None
         self._status: dict[str, Any] = {}
 
     @property
@@ -130,8 +131,16 @@ class RunDirectory:
             self._status["step"] = record["step"]
             metrics = self._status.get("metrics", {})
             self._status["metrics"] = metrics | {k: record[k] for k in _HEADLINES if k in record}
+            if "train/loss" in record:
+                self._status["step_seconds"] = self._pace(record["step"])
         if time.monotonic() - self._written >= _RECORD_SECONDS:
             self._write()
+
+    def _pace(self, step: int) -> float | None:
+        """Seconds a step, all that comes between steps included, since this process's first."""
+        now = time.monotonic()
+        begun, first = self._first = self._first or (now, step)
+        return round((now - begun) / (step - first), 6) if step > first else None
 
     def log(self, message: str) -> None:
         """Append one line to ``log.txt``."""

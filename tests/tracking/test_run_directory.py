@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,6 +129,19 @@ def test_the_newest_metrics_are_in_the_state(tmp_path):
     assert state(tmp_path / "run")["step"] == 2
     assert state(tmp_path / "run")["metrics"] == {"train/loss": None, "val/loss": 2.5}
     assert state(tmp_path / "run")["peak_memory"] == 7
+
+
+def test_the_pace_is_that_of_this_processs_own_steps(tmp_path, monkeypatch):
+    clock, paces = SimpleNamespace(now=100.0), []
+    clock.monotonic = lambda: clock.now
+    with RunDirectory(tmp_path / "run") as run:
+        start(run)
+        monkeypatch.setattr("scalify_cli.tracking.run_directory.time", clock)
+        run.record({"step": 5})  # where it resumed
+        for step, clock.now in ((6, 160.0), (7, 163.0), (9, 169.0)):
+            run.record({"step": step, "train/loss": 2.0})
+            paces.append(run.status["step_seconds"])
+    assert paces == [None, 3.0, 3.0]
 
 
 def test_clearing_forgets_everything(tmp_path):
