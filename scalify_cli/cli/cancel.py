@@ -1,7 +1,6 @@
 """``scalify cancel``: end runs early; those that run write a checkpoint first."""
 
 import os
-import platform
 import signal
 import time
 from collections.abc import Sequence
@@ -41,6 +40,8 @@ def cancel(names: Names, runs_dir: RunsDir = RUNS, verbose: Verbose = False) -> 
 
 def _check_reach(runs: "Sequence[RunInfo]") -> None:
     """Refuse before anything is stopped."""
+    import platform
+
     here = platform.node()
     for run in runs:
         host = run.status.get("host")

@@ -1,7 +1,6 @@
 """``scalify run`` when the run lives elsewhere: in SLURM's queue, or in the background here."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -88,6 +87,8 @@ def _events(
 
 def _start(task: "Task") -> None:
     """In a session of its own, so that it outlives this terminal."""
+    import subprocess
+
     from scalify_cli.tracking.run_directory import mark
 
     task.path.mkdir(parents=True, exist_ok=True)
