@@ -85,6 +85,14 @@ def _events(
     return recorded([] if request.detach else launcher.follow({job_id: task}))
 
 
+def _remember(task: "Task", request: Request) -> None:
+    """The words that say where it is to run, which its own process is not told: for ``retry``."""
+    folder = _folder(task)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{word}\n" for word in request.overrides)
+    (folder / "overrides.txt").write_text(text, "utf-8")
+
+
 def _start(task: "Task") -> None:
     """In a session of its own, so that it outlives this terminal."""
     import subprocess

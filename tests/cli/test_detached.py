@@ -35,6 +35,7 @@ def test_a_run_is_submitted_and_left_alone(scalify, queue):
     assert json.loads(result.out)["state"] == "pending"
     [command] = Path(f"runs/jobs/{ID}/slurm-1/tasks").read_text().splitlines()
     assert command.endswith(f"-m scalify_cli run seed=3 --runs-dir {Path.cwd()}/runs --quiet")
+    assert Path(f"runs/jobs/{ID}/overrides.txt").read_text().splitlines() == WORDS
     status = json.loads(Path(f"runs/{ID}/state.json").read_text())
     assert (status["state"], status["slurm_job_id"]) == ("pending", "7_0")
 
