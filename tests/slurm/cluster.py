@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
@@ -110,12 +111,14 @@ class Cluster:
 
     def client(self, *command: str, check: bool = True) -> str:
         """The output of ``squeue``, ``scontrol`` and the like."""
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = self._run(command)
         if check and done.returncode:
             raise ClusterError(f"{shlex.join(command)}: {done.stderr or done.stdout}")
         return done.stdout.strip()
+
+    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess:
+        options = {"capture_output": True, "text": True, "timeout": 60, "check": False}
+        return subprocess.run(command, env=self.environment, **options)
 
     def _mark(self, node: str) -> str:
         """A variable in the environment of a node's daemon, and of those that look after jobs."""
@@ -126,11 +129,6 @@ class Cluster:
         path = which(command[0], path=self.environment["PATH"])
         assert path is not None, "_check has looked"
         daemons.start(self.folder, name, [path, *command[1:]], {**self.environment, **more})
-
-    def _wait(self, what: str, seconds: float, *command: str, answer: str = "") -> None:
-        """Until a client's output has ``answer`` in it."""
-        if not daemons.happens(lambda: answer in self.client(*command), seconds):
-            raise ClusterError(f"{what}: not ready after {seconds:.0f} s")
 
     def _check(self) -> None:
         if not self.folder.is_absolute() or len(str(self.folder)) > LONGEST_FOLDER:
@@ -200,8 +198,8 @@ class Cluster:
         if not daemons.happens(lambda: daemons.answers(self.port + 4), 60):
             raise ClusterError("the database does not answer")
         self._start("slurmdbd", "slurmdbd", "-D")
-        lists = ("sacctmgr", "--noheader", "show", "cluster")
-        if not daemons.happens(lambda: _succeeds(self, *lists), 60):
+        ask = ["sacctmgr", "--noheader", "show", "cluster"]
+        if not daemons.happens(lambda: self._run(ask).returncode == 0, 60):
             raise ClusterError("slurmdbd does not answer")
 
     def _database(self) -> list[str]:
@@ -265,14 +263,6 @@ def missing_packages(*, accounting: bool) -> list[str]:
     return [PROGRAMS[program] for program in wanted if which(program, path=path) is None]
 
 
-def _succeeds(cluster: Cluster, *command: str) -> bool:
-    try:
-        cluster.client(*command)
-    except ClusterError:
-        return False
-    return True
-
-
 def _address(host: str) -> str:
     try:
         return socket.gethostbyname(host)
@@ -291,11 +281,12 @@ def main() -> None:
     parser.add_argument("what", choices=("up", "down", "packages"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("/tmp/scalify-slurm"))
     parser.add_argument("--accounting", action="store_true")
-    arguments = parser.parse_args()
-    cluster = Cluster(arguments.folder.absolute(), accounting=arguments.accounting)
-    if arguments.what == "packages":
+    parser.add_argument("--port", type=int, default=16900, help="the first of twenty")
+    it = parser.parse_args()
+    cluster = Cluster(it.folder.absolute(), it.port, it.accounting)
+    if it.what == "packages":
         print(" ".join(missing_packages(accounting=True)))
-    elif arguments.what == "down":
+    elif it.what == "down":
         cluster.stop()
     else:
         cluster.start()
