@@ -102,7 +102,7 @@ def test_a_run_goes_on_in_the_background(scalify, monkeypatch):
         def __init__(self, command, **options):
             started.append((command, options["start_new_session"]))
 
-    monkeypatch.setattr("scalify_cli.cli.detached.subprocess.Popen", Process)
+    monkeypatch.setattr("subprocess.Popen", Process)
     result = scalify("run", "seed=3", "-d")
     assert result.code == 1 and result.out.startswith(f"failed {ID}")  # this process is not there
     [(command, own_session)] = started
