@@ -78,7 +78,7 @@ def check(
     """The points composed, validated and given their ids (none twice), and those refused."""
     from scalify_cli.config.composition import Composer
 
-    composer, refuse = Composer(config_dir), _combinations()
+    composer, refuse = Composer(config_dir, apart=True), _combinations()
     cells: dict[str, Cell] = {}
     invalid: list[Invalid] = []
     for point in points:

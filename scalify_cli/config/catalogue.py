@@ -20,6 +20,7 @@ GROUPS = (
 )
 SCALARS = ("seed", "name", "tags")
 _FIELD = re.compile(r"^([A-Za-z]\w*)\s*:", re.MULTILINE)
+_COMPANY = re.compile(r"^defaults\s*:|^#\s*@package", re.MULTILINE)
 _DEFAULT = re.compile(r"^\s*-\s*(\w+):\s*(\w+)\s*$", re.MULTILINE)
 
 
@@ -80,9 +81,23 @@ def fields(group: str, option: str, config_dir: Path | None = None) -> list[str]
 
 def defaults(config_dir: Path | None = None) -> dict[str, str]:
     """The option each group has when nothing is said."""
+    return dict(_DEFAULT.findall(_main(config_dir)))
+
+
+def stands_alone(group: str, option: str, config_dir: Path | None = None) -> bool:
+    """Whether choosing the option changes its own group only, and the same in every company.
+
+    It does not where its file has defaults or a package of its own, or where the choice of
+    another file depends on it.
+    """
+    path = option_path(group, option, config_dir) if group in GROUPS else None
+    text = path.read_text("utf-8") if path else "defaults:"
+    return not _COMPANY.search(text) and f"${{{group}}}" not in _main(config_dir)
+
+
+def _main(config_dir: Path | None) -> str:
     files = (folder / "config.yaml" for folder in folders(config_dir))
-    first = next(path for path in files if path.is_file())
-    return dict(_DEFAULT.findall(first.read_text("utf-8")))
+    return next(path for path in files if path.is_file()).read_text("utf-8")
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

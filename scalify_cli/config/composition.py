@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from scalify_cli.config.catalogue import GROUPS, SCALARS, did_you_mean, folders
+from scalify_cli.config.catalogue import GROUPS, SCALARS, did_you_mean, folders, stands_alone
 from scalify_cli.config.overrides import normalise, parse
 from scalify_cli.config.targets import checked, typed
 from scalify_cli.errors import UserError
@@ -75,10 +75,12 @@ class Composer:
 
     Args:
         config_dir: a folder of the user's own options, searched first.
+        apart: ask Hydra for an option that stands alone once, not beside every other choice.
     """
 
-    def __init__(self, config_dir: Path | None = None):
+    def __init__(self, config_dir: Path | None = None, *, apart: bool = False):
         self._where = folders(config_dir)
+        self._apart = cache(lambda word: apart and _stands_alone(word, config_dir))
         self._words = cache(lambda word: normalise([word], config_dir)[0])
         self._override = cache(parse)
         self._chosen = cache(self._choose)
@@ -104,8 +106,11 @@ class Composer:
     def _composed(self, words: list[str]) -> DictConfig:
         """Options come from Hydra, values are put on top as it does: one by one, in their order."""
         values = [word for word in words if word.startswith("++")]
-        options = tuple(word for word in words if not word.startswith("++"))
-        config = deepcopy(self._chosen(options))
+        options = [word for word in words if not word.startswith("++")]
+        config = deepcopy(self._chosen(tuple(word for word in options if not self._apart(word))))
+        for word in filter(self._apart, options):
+            group = word.partition("=")[0]
+            config[group] = deepcopy(self._chosen((word,))[group])
         with _explained():
             for override in map(self._override, values):
                 key, value = override.key_or_group, override.value()
@@ -150,6 +155,11 @@ def validated(
     scalars = typed("", Scalars, {key: values[key] for key in SCALARS})
     Scalars(**scalars)
     return {**groups, **scalars}
+
+
+def _stands_alone(word: str, config_dir: Path | None) -> bool:
+    group, _, option = word.partition("=")
+    return stands_alone(group, option, config_dir)
 
 
 @contextmanager

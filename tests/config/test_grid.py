@@ -7,10 +7,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from scalify_cli.config import compose, signature
-from scalify_cli.config.composition import Composer
+from scalify_cli.config.catalogue import folders, stands_alone
+from scalify_cli.config.composition import Composer, searching
 from scalify_cli.config.grid import Grid, adjusted, axes, definition, expand, read_grid
+from scalify_cli.config.overrides import normalise
 from scalify_cli.errors import UserError
 from scalify_cli.shipped import shipped
 
@@ -256,7 +259,6 @@ CHOICES = st.lists(
             "trainer.sequence_length=${model.context}",
             "tags=[a,b]",
             "name='x y'",
-            "model._target_=textwrap.shorten",
             "optimizer.learning_rate=1e-3",
             "seed=4",
         ]
@@ -265,15 +267,28 @@ CHOICES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(CHOICES, min_size=2, max_size=4))
-def test_many_configurations_composed_together_are_those_composed_alone(points):
-    composer = Composer()
+def test_many_configurations_composed_together_are_those_that_hydra_composes(points):
+    composers = Composer(), Composer(apart=True)
     for point in points:
-        assert composer.raw(point) == Composer().raw(point)
+        with searching(folders()):
+            config = hydra.compose("config", overrides=normalise(point))
+        expected = OmegaConf.to_container(config, resolve=True)
+        for composer in composers:
+            assert composer.raw(point) == expected
 
 
-def test_hydra_composes_each_choice_of_groups_once(monkeypatch):
+def test_another_target_is_the_same_together_and_alone():
+    words = ["model._target_=textwrap.shorten", "model.text=a", "precision=fp16"]
+    together = Composer(apart=True)
+    together.raw(["precision=fp8"])
+    assert together.raw(words) == Composer().raw(words)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The overrides of every call of Hydra."""
     calls, original = [], hydra.compose
 
     def counted(*args, **kwargs):
@@ -281,11 +296,35 @@ def test_hydra_composes_each_choice_of_groups_once(monkeypatch):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(hydra, "compose", counted)
+    return calls
+
+
+def test_hydra_composes_each_choice_of_groups_once(asked):
     composer = Composer()
     points = expand(of("precision=fp8,fp16", "seed=0,1,2", "optimizer.learning_rate=1e-3,2e-3"))
     ids = {signature(composer.values(point.words)) for point in points}
-    assert calls == [["precision=fp8"], ["precision=fp16"]]
+    assert asked == [["precision=fp8"], ["precision=fp16"]]
     assert len(ids) == 12
+
+
+def test_hydra_composes_an_option_that_stands_alone_once_in_all(asked):
+    composer = Composer(apart=True)
+    axes = ("precision=fp8,fp16", "scaling=none,scalify", "model=gpt_nano,gpt_micro,gpt_small")
+    for point in expand(of(*axes)):
+        composer.values(point.words)
+    assert len(asked) == 2 + 2 + 3
+
+
+def test_an_option_that_brings_others_does_not_stand_alone(tmp_path):
+    (tmp_path / "precision").mkdir()
+    own = tmp_path / "precision" / "mine.yaml"
+    for head in ("# @package _global_", "defaults: [fp8]"):
+        own.write_text(f"{head}\n")
+        assert not stands_alone("precision", "mine", tmp_path)
+    assert stands_alone("precision", "fp8")
+    assert not stands_alone("model", "gpt_nano")
+    assert not stands_alone("trainer", "paper")
+    assert not stands_alone("optimizer/sized", "adamw_gpt_nano")
 
 
 def test_ids_are_those_of_single_runs():
