@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scalify_cli.errors import UserError
 from scalify_cli.launch.places import FOLDER, Place, places
 from scalify_cli.launch.stopping import EXIT_CODES, Signals, count_signals
 from scalify_cli.launch.task import Event, Queue, Task
@@ -21,7 +22,23 @@ _KEPT = (0, *EXIT_CODES.values())  # exit codes of runs that have not failed
 
 @dataclass(frozen=True)
 class Local:
-    """On this machine; a run that is asked for alone, in the process that was asked."""
+    """On this machine; a run that is asked for alone, in the process that was asked.
+
+    Args:
+        processes: of one run, each with its part of every batch, of the GPUs and of the cores.
+
+    Raises:
+        UserError: there is no such number of processes.
+    """
+
+    processes: int = 1
+
+    def __post_init__(self):
+        if self.processes < 1:
+            raise UserError(
+                f"launcher.processes={self.processes} is too small.",
+                "launcher.processes is a whole number of at least 1.",
+            )
 
     def launch(self, tasks: Sequence[Task], folder: Path, options: Queue) -> Iterator[Event]:
         """Start each task in a session of its own as soon as there is a place for it.
@@ -33,7 +50,7 @@ class Local:
         Raises:
             UserError: more runs at a time are wanted than there are GPUs.
         """
-        room = _Room(places(options, len(tasks)), folder.parent / FOLDER)
+        room = _Room(places(options, len(tasks), self.processes), folder.parent / FOLDER)
         with count_signals() as signals:
             yield from _Line(room, deque(tasks), options.fail_fast, signals).events()
 

@@ -43,17 +43,18 @@ class Place:
         return file
 
 
-def places(options: Queue, count: int) -> list[Place]:
-    """Where ``count`` runs can be at the same time, at the most.
+def places(options: Queue, count: int, processes: int = 1) -> list[Place]:
+    """Where ``count`` runs of so many processes can be at the same time, at the most.
 
     Raises:
-        UserError: more runs at a time are wanted than there are GPUs to give one to each.
+        UserError: more runs at a time are wanted than there are GPUs to give to each.
     """
     gpus = find_gpus() if options.gpus is None else list(options.gpus)
     if gpus:
-        return _gpu_places(gpus, options.jobs or len(gpus))
-    jobs = options.jobs or min(cores(), max(1, options.points or count))
-    threads = str(max(1, cores() // jobs))
+        return _gpu_places(gpus, options.jobs, processes)
+    room = max(1, cores() // processes)
+    jobs = options.jobs or min(room, max(1, options.points or count))
+    threads = str(max(1, cores() // (jobs * processes)))
     environment = {name: os.environ.get(name, threads) for name in _POOLS}
     return [Place(f"cpu-{index}", environment) for index in range(jobs)]
 
@@ -79,10 +80,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _gpu_places(gpus: Sequence[str], jobs: int) -> list[Place]:
-    if jobs > len(gpus):
+def _gpu_places(gpus: Sequence[str], jobs: int | None, processes: int) -> list[Place]:
+    most = len(gpus) // processes
+    if (jobs or 1) > most:
+        wanted = (jobs or 1) * processes
         raise UserError(
-            f"{jobs} runs at a time need {jobs} GPUs, and there are {len(gpus)}: {', '.join(gpus)}",
-            f"use -j {len(gpus)}, or name more with --gpus",
+            f"{wanted} processes at a time need {wanted} GPUs, and there are {len(gpus)}: "
+            f"{', '.join(gpus)}",
+            f"use -j {most}, or name more with --gpus" if most else "name more with --gpus",
         )
-    return [Place(f"gpu-{name}", {"CUDA_VISIBLE_DEVICES": name}) for name in gpus[:jobs]]
+    starts = [index * processes for index in range(jobs or most)]
+    shares = [gpus[start : start + processes] for start in starts]
+    return [
+        Place(f"gpu-{'-'.join(share)}", {"CUDA_VISIBLE_DEVICES": ",".join(share)})
+        for share in shares
+    ]

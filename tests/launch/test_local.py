@@ -142,7 +142,7 @@ def test_each_run_sees_its_own_gpu(folder):
 
 
 def test_more_runs_at_a_time_than_gpus_are_refused(folder):
-    with pytest.raises(UserError, match="3 runs at a time need 3 GPUs, and there are 2: 0, 1"):
+    with pytest.raises(UserError, match="3 processes at a time need 3 GPUs, and there are 2: 0, 1"):
         launch(folder, [], jobs=3, gpus=("0", "1"))
 
 
@@ -162,6 +162,17 @@ def test_cores_are_shared_out(monkeypatch, cores, options, count, threads):
     found = places.places(options, count)
     assert [place.environment["NPROC"] for place in found] == threads
     assert len({place.name for place in found}) == len(found)
+
+
+def test_a_run_of_several_processes_has_several_gpus_or_cores(monkeypatch):
+    found = places.places(Queue(gpus=("0", "1", "2", "3", "4")), 9, processes=2)
+    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in found] == ["0,1", "2,3"]
+    with pytest.raises(UserError, match="2 processes at a time need 2 GPUs, and there are 1: 0"):
+        places.places(Queue(gpus=("0",)), 9, processes=2)
+    monkeypatch.setattr(places, "cores", lambda: 8)
+    monkeypatch.delenv("NPROC", raising=False)
+    found = places.places(Queue(), 3, processes=2)
+    assert [place.environment["NPROC"] for place in found] == ["1", "1", "1"]
 
 
 def test_threads_that_the_user_has_chosen_stay(monkeypatch):
