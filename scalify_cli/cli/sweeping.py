@@ -67,6 +67,7 @@ def sweep_points(request: SweepRequest, *, dry_run: bool = False) -> int:
         _refuse(written.invalid, request)
         return 0
     _refuse(written.invalid, request)
+    _note_repeated(written, request)
     if request.detach and not _elsewhere(written.cells):
         return _detach(written, request)
     with SweepDirectory(request.runs_dir / SWEEPS / written.name) as directory:
@@ -164,6 +165,11 @@ def _refuse(invalid: Sequence[Invalid], request: SweepRequest) -> None:
         hint = reasons[0][0].hint if len(reasons) == 1 else "see the reasons above"
         count = f"{len(invalid)} point{'s' * (len(invalid) > 1)} cannot be run"
         raise UserError(count, f"{hint}; --skip-invalid leaves them out")
+
+
+def _note_repeated(written: Written, request: SweepRequest) -> None:
+    if written.repeated:
+        request.say(f"note: {written.repeated} of the points are the same run as another")
 
 
 def _print_points(written: Written, request: SweepRequest) -> None:

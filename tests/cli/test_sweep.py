@@ -126,6 +126,15 @@ def test_what_is_started_could_have_been_typed(scalify, runs, tmp_path):
     assert runs.commands == [(sys.executable, "-m", "scalify_cli", "run", *words, *options)]
 
 
+def test_points_that_are_the_same_run_are_run_once(scalify, runs):
+    result = scalify("sweep", "tags=[a],[b]", "model=gpt_nano")
+    assert result.err.splitlines()[:2] == [
+        "note: 1 of the points are the same run as another",
+        "1 point: 1 new",
+    ]
+    assert counts() == [1]
+
+
 def test_a_sweep_leaves_its_definition_and_its_points(scalify, runs):
     scalify("sweep", "smoke", "--only", "seed=0 precision=fp32")
     sweep = read_sweep(Path("runs/sweeps/smoke"))
