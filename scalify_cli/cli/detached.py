@@ -78,9 +78,7 @@ def _events(
 
     launcher = build(config.launcher, "launcher")
     if job_id is None:
-        _folder(task).mkdir(parents=True, exist_ok=True)
-        words = "".join(f"{word}\n" for word in request.overrides)
-        (_folder(task) / "overrides.txt").write_text(words, "utf-8")  # for `scalify retry`
+        _remember(task, request)
         return recorded(launcher.launch([task], _folder(task), Queue(detach=request.detach)))
     return recorded([] if request.detach else launcher.follow({job_id: task}))
 
