@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from scalify_cli.tracking.cancelling import request_cancel
+
 SCALIFY = Path(sys.executable).with_name("scalify")
 WANDB = Path(sys.executable).with_name("wandb")
 STEPS = 24
@@ -166,8 +168,9 @@ def test_a_run_asked_to_stop_saves_and_goes_on(whole, tmp_path):
     assert [int(entry.name) for entry in (path / "checkpoints").iterdir()] == [stopped["step"]]
     assert interrupt(start(runs_dir), 13, signal.SIGINT) == 130
     assert status(path)["state"] == "preempted"
-    cancel = [SCALIFY, "cancel", path.name, "--runs-dir", runs_dir]
-    assert at_step(start(runs_dir), 18, lambda: subprocess.run(cancel, check=True)) == 75
+    process = start(runs_dir)
+    ask = [lambda: request_cancel(path), process.terminate]  # as `scalify cancel` does
+    assert at_step(process, 18, lambda: [step() for step in ask]) == 75
     assert status(path)["state"] == "cancelled"
     code, out, err = finish(start(runs_dir))
     assert code == 0, err
