@@ -1,8 +1,5 @@
 """Where a run's process lives."""
 
-from dataclasses import dataclass
+from scalify_cli.launch.local import Local
 
-
-@dataclass(frozen=True)
-class Local:
-    """On this machine, in the process that was asked."""
+__all__ = ["Local"]

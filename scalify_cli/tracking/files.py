@@ -1,11 +1,13 @@
 """Writing files that a reader, or a crash, never finds half written."""
 
+import fcntl
 import json
 import math
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -22,6 +24,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def take_lock(path: Path) -> TextIO:
+    """Hold the file's lock until the returned file is closed, or the process is gone.
+
+    Raises:
+        BlockingIOError: another process holds it; ``strerror`` says which.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        error.strerror = file.read().strip() or "another process"
+        file.close()
+        raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
 
 
 def json_line(record: Mapping[str, Any]) -> str:

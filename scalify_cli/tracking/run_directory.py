@@ -1,6 +1,5 @@
 """``runs/<id>/``: the truth about a run, readable at any moment and written by one process."""
 
-import fcntl
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from scalify_cli.errors import UserError
-from scalify_cli.tracking.files import json_line, write_atomically
+from scalify_cli.tracking.files import json_line, take_lock, write_atomically
 from scalify_cli.tracking.provenance import environment, patch
 
 STATES = ("pending", "running", "done", "diverged", "failed", "preempted", "cancelled")
@@ -158,6 +157,30 @@ class RunDirectory:
             write_atomically(self.path / "state.json", json_line(self._status))
 
 
+def mark(path: Path, state: str, **facts: Any) -> bool:
+    """Write a state on behalf of a process that cannot: ``pending``, ``failed``, ``cancelled``, ...
+
+    Nothing is written, and False returned, while a process holds the run.
+
+    Args:
+        path: the run's directory, which is made where it is missing.
+        state: one of ``STATES``.
+        facts: for ``state.json``: ``slurm_job_id``, ``error``, ...
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = take_lock(path / LOCK)
+    except BlockingIOError:
+        return False
+    with lock:
+        status = {"error": None, **read_status(path), "state": state, **facts, "updated": _now()}
+        write_atomically(path / "state.json", json_line(status))
+    return True
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """The ``state.json`` of a run directory; empty when there is none, or it is no JSON object."""
     try:
@@ -168,21 +191,13 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def _take_lock(path: Path):
-    file = (path / LOCK).open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        return take_lock(path / LOCK)
+    except BlockingIOError as busy:
         raise UserError(
-            f"run {path.name} is already being written by {holder}.",
+            f"run {path.name} is already being written by {busy.strerror}.",
             f"follow it with `scalify logs {path.name} -f`.",
         ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
 
 
 def _process() -> dict[str, Any]:
