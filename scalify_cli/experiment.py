@@ -4,7 +4,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from scalify_cli.config import build, signature, to_yaml
 from scalify_cli.data.cache import cache_root
-from scalify_cli.launch.stopping import EXIT_CODES, Stop, Stopped, stop_on_signals
+from scalify_cli.launch import distributed
+from scalify_cli.launch.stopping import EXIT_CODES, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
-from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
+from scalify_cli.tracking import Null, RunDirectory, Sink, Tracking, read_records
+from scalify_cli.tracking.follower import Follower
 from scalify_cli.tracking.run_directory import read_status
-from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
 from scalify_cli.training.model import for_vocabulary, require_model
+from scalify_cli.training.parallel import DataParallel, usable
+from scalify_cli.training.processes import Agreed, LedCheckpoints, leads, led
 from scalify_cli.training.step import Step
 from scalify_cli.training.trainer import Trainer
 
@@ -70,6 +73,8 @@ def run(
 ) -> Outcome:
     """Run one point, or go on with it, until it is done, diverges or is stopped.
 
+    A process that has a place among others (``launch.distributed``) joins them first.
+
     Args:
         config: the composed configuration.
         overrides: the words it was made from.
@@ -84,20 +89,43 @@ def run(
         OSError: the directory cannot be written.
     """
     path = Path(runs_dir) / signature(config)
-    if not force and read_status(path).get("state") in _ENDED:
+    here = distributed.place()
+    if here:
+        distributed.join(here)
+    if led(lambda: not force and read_status(path).get("state") in _ENDED):
         return _outcome(path, already_done=True)
     persist_compilation(cache_root(None) / "compiled")
+    say = on_record if leads() else _silent
     try:
-        with stop_on_signals() as stop:
-            job = assemble(config, wandb, lambda text: on_record(_event("note", text)))
-            with RunDirectory(path) as directory:
-                if force:
-                    directory.clear()
-                _start(directory, job, config, overrides)
-                end = _Attempt(job, directory, on_record).train(config, stop)
+        with stop_on_signals() as stop, ExitStack() as stack:
+            if here:
+                stack.enter_context(stop.deferred())  # until all agree on it
+            job = assemble(config, wandb, lambda text: say(_event("note", text)))
+            directory = stack.enter_context(_directory(path, force))
+            led(lambda: _start(directory, job, config, overrides))
+            end = _Attempt(job, directory, say).train(config, Agreed(stop, EXIT_CODES))
     except Stopped as stopped:
         return Outcome(path.name, path, "preempted", exit_code=EXIT_CODES[str(stopped)])
     return replace(_outcome(path), exit_code=EXIT_CODES.get(end.get("reason", ""), 0))
+
+
+def _silent(record: Record) -> None:
+    pass
+
+
+@contextmanager
+def _directory(path: Path, force: bool) -> Iterator[RunDirectory]:
+    """The run's directory, held by one of the run's processes for all."""
+    with ExitStack() as stack:
+        directory = RunDirectory(path) if leads() else Follower(path)
+
+        def enter() -> None:
+            stack.enter_context(directory)
+            if force:
+                directory.clear()
+
+        led(enter)
+        yield directory
 
 
 def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) -> Job:
@@ -116,9 +144,21 @@ def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) 
     dataset.require("validation", trainer.sequence_length + 1)
     model = for_vocabulary(model, dataset.vocab_size)
     policy = Policy(parts["precision"], parts["scaling"])
-    step = Step(model, policy, parts["optimizer"], trainer.steps, trainer.accumulate, config.seed)
+    length = trainer.steps, trainer.accumulate
+    step = Step(model, policy, parts["optimizer"], *length, config.seed, _parallel(trainer, say))
     tracking = replace(parts["tracking"], wandb=wandb) if wandb else parts["tracking"]
     return Job(dataset, step, trainer, tracking, config.seed)
+
+
+def _parallel(trainer: Trainer, say: Callable[[str], None]) -> DataParallel | None:
+    """All devices of all processes, where there are several."""
+    found = jax.devices()
+    devices = usable(found, trainer.batch_size, trainer.accumulate)
+    if len(devices) < len(found):
+        say(f"uses {len(devices)} of {len(found)} devices: the batch splits over no more")
+    if len(devices) == 1:
+        return None
+    return DataParallel(devices, trainer.batch_size, trainer.accumulate)
 
 
 def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: list[str]) -> None:
@@ -140,7 +180,7 @@ class _Attempt:
         self.on_record = on_record
         self.kinds = {None: self.metrics, "histograms": self.histograms, "end": self.end}
 
-    def train(self, config: DictConfig, stop: Stop) -> Record:
+    def train(self, config: DictConfig, stop: Agreed) -> Record:
         """Go on from the newest checkpoint; the ``end`` record of the loop."""
         try:
             return self._train(config, stop)
@@ -149,16 +189,16 @@ class _Attempt:
                 self.directory.log(traceback.format_exc().rstrip())
             raise
 
-    def _train(self, config: DictConfig, stop: Stop) -> Record:
+    def _train(self, config: DictConfig, stop: Agreed) -> Record:
         job, seed = self.job, self.job.seed
         folder = self.directory.path / "checkpoints"
-        checkpoints = Checkpoints(folder, job.trainer.keep_checkpoints, self.note)
+        checkpoints = LedCheckpoints(folder, job.trainer.keep_checkpoints, self.note)
         start = begin(job.step, job.dataset, seed=seed, checkpoints=checkpoints)
         if start.step:
             self.directory.record({"step": start.step})
             self.say("resumed", f"resumed at step {start.step}", step=start.step)
         record: Record = {}
-        with self.sinks(config, start.step or None) as self.sink, stop.deferred():
+        with self.sinks(config, start.step or None) as self.sink, stop.asked.deferred():
             for record in train(
                 job.step,
                 job.dataset,
@@ -174,7 +214,16 @@ class _Attempt:
     @contextmanager
     def sinks(self, config: DictConfig, resumed_step: int | None) -> Iterator[Sink]:
         """The sinks, finished in the state in which the run is when all is over."""
-        sink = self.job.tracking.open(
+        sink = self.sink_of(config, resumed_step) if leads() else Null()
+        state = "failed"
+        try:
+            yield sink
+            state = self.directory.status["state"]
+        finally:
+            sink.finish(state)
+
+    def sink_of(self, config: DictConfig, resumed_step: int | None) -> Sink:
+        return self.job.tracking.open(
             self.directory.path,
             run_id=self.directory.id,
             resumed_step=resumed_step,
@@ -184,12 +233,6 @@ class _Attempt:
             tags=list(config.tags),
             notify=self.note,
         )
-        state = "failed"
-        try:
-            yield sink
-            state = self.directory.status["state"]
-        finally:
-            sink.finish(state)
 
     def metrics(self, record: Record) -> None:
         self.sink.record(record)

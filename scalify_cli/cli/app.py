@@ -8,6 +8,8 @@ import typer
 from scalify_cli.cli import configs, doctor, run, runs
 from scalify_cli.cli.completion import candidates, completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
+from scalify_cli.launch.distributed import leave
+from scalify_cli.launch.stopping import EXIT_CODES
 
 app = typer.Typer(
     name="scalify",
@@ -44,7 +46,10 @@ def _scalify(
 
 def main() -> None:
     """The console script."""
-    raise SystemExit(execute(sys.argv[1:]))
+    code = execute(sys.argv[1:])
+    if code not in (0, *EXIT_CODES.values()):
+        leave(code)
+    raise SystemExit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:

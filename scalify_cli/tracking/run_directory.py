@@ -181,6 +181,13 @@ def mark(path: Path, state: str, **facts: Any) -> bool:
     return True
 
 
+def end_lost_run(path: Path, error: str) -> None:
+    """Write ``failed`` over a run whose processes are gone, unless it ended otherwise."""
+    with RunDirectory(path) as directory:
+        if directory.status.get("state") in ("running", "failed"):
+            directory.finish("failed", error=error)
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """The ``state.json`` of a run directory; empty when there is none, or it is no JSON object."""
     try:
