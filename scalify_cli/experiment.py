@@ -14,16 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from scalify_cli.config import build, signature, to_yaml
 from scalify_cli.data.cache import cache_root
+from scalify_cli.errors import UserError
 from scalify_cli.launch import distributed
 from scalify_cli.launch.stopping import EXIT_CODES, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
 from scalify_cli.tracking import Null, RunDirectory, Sink, Tracking, read_records
 from scalify_cli.tracking.follower import Follower
-from scalify_cli.tracking.run_directory import read_status
+from scalify_cli.tracking.run_directory import end_lost_run, read_status
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
 from scalify_cli.training.model import for_vocabulary, require_model
-from scalify_cli.training.parallel import DataParallel, usable
+from scalify_cli.training.parallel import over_devices
 from scalify_cli.training.processes import Agreed, LedCheckpoints, leads, led
 from scalify_cli.training.step import Step
 from scalify_cli.training.trainer import Trainer
@@ -95,11 +96,12 @@ def run(
     if led(lambda: not force and read_status(path).get("state") in _ENDED):
         return _outcome(path, already_done=True)
     persist_compilation(cache_root(None) / "compiled")
-    say = on_record if leads() else _silent
+    say = on_record if leads() else lambda record: None
     try:
         with stop_on_signals() as stop, ExitStack() as stack:
             if here:
                 stack.enter_context(stop.deferred())  # until all agree on it
+                stack.enter_context(_last_words(path))
             job = assemble(config, wandb, lambda text: say(_event("note", text)))
             directory = stack.enter_context(_directory(path, force))
             led(lambda: _start(directory, job, config, overrides))
@@ -109,8 +111,17 @@ def run(
     return replace(_outcome(path), exit_code=EXIT_CODES.get(end.get("reason", ""), 0))
 
 
-def _silent(record: Record) -> None:
-    pass
+@contextmanager
+def _last_words(path: Path) -> Iterator[None]:
+    """A process that loses the one that writes says so in its place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        with suppress(UserError, OSError):
+            end_lost_run(path, f"process {jax.process_index()} lost the others: {error}")
+        raise
 
 
 @contextmanager
@@ -145,20 +156,9 @@ def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) 
     model = for_vocabulary(model, dataset.vocab_size)
     policy = Policy(parts["precision"], parts["scaling"])
     length = trainer.steps, trainer.accumulate
-    step = Step(model, policy, parts["optimizer"], *length, config.seed, _parallel(trainer, say))
+    step = Step(model, policy, parts["optimizer"], *length, config.seed, over_devices(trainer, say))
     tracking = replace(parts["tracking"], wandb=wandb) if wandb else parts["tracking"]
     return Job(dataset, step, trainer, tracking, config.seed)
-
-
-def _parallel(trainer: Trainer, say: Callable[[str], None]) -> DataParallel | None:
-    """All devices of all processes, where there are several."""
-    found = jax.devices()
-    devices = usable(found, trainer.batch_size, trainer.accumulate)
-    if len(devices) < len(found):
-        say(f"uses {len(devices)} of {len(found)} devices: the batch splits over no more")
-    if len(devices) == 1:
-        return None
-    return DataParallel(devices, trainer.batch_size, trainer.accumulate)
 
 
 def _start(directory: RunDirectory, job: Job, config: DictConfig, overrides: list[str]) -> None:
@@ -278,6 +278,8 @@ def peak_memory() -> int:
 
 def _outcome(path: Path, *, already_done: bool = False) -> Outcome:
     """The end of a run, read from its directory."""
+    if not leads():
+        return Outcome(path.name, path, "done", already_done)
     status, summary = read_status(path), {}
     for record in read_records(path / "metrics.jsonl"):
         summary |= record

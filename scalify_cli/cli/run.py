@@ -107,7 +107,8 @@ def _run_together(config: "DictConfig", request: Request) -> int:
     code, lost = run_together(command, config.launcher.processes)
     if lost and (lost.rank or lost.killed):
         sys.stderr.write(lost.said)
-        end_lost_run(request.runs_dir / signature(config), lost.message)
+        path = request.runs_dir / signature(config)
+        end_lost_run(path, lost.message, ("running", "failed"))
         raise UserError(lost.message, "the same command goes on from the last checkpoint", code)
     return code
 

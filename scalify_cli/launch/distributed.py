@@ -11,7 +11,7 @@ from dataclasses import dataclass
 VARIABLE = "SCALIFY_PROCESS"
 """``1/4@127.0.0.1:40000``: which of how many processes, and where they meet."""
 
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 45
 """A process that is silent for longer is lost, and all others end."""
 
 _CONNECT_SECONDS = 120

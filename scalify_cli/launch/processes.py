@@ -71,8 +71,6 @@ class _Group:
                 start_new_session=True,  # a Ctrl-C of the terminal reaches them once, through us
             )
             self.processes.append(process)
-            if "CUDA_VISIBLE_DEVICES" not in own:
-                _pin(process.pid, rank, count)
         for number in self.signals:
             self.send(number)
 
@@ -125,7 +123,12 @@ def _passing_on(group: _Group) -> Iterator[None]:
 
 
 def _share(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
-    """A process's part of the GPUs, where there are any."""
+    """A process's part of the threads, and of the GPUs where there are any."""
+    threads = environ.get("NPROC") or str(max(1, (os.cpu_count() or 1) // count))
+    return {"NPROC": threads, **_gpus(environ, rank, count)}
+
+
+def _gpus(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
     if environ.get("JAX_PLATFORMS", "") == "cpu":
         return {}
     nodes = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))
@@ -140,13 +143,6 @@ def _share(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
         )
     own = names[rank * share : (rank + 1) * share]
     return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
-
-
-def _pin(pid: int, rank: int, count: int) -> None:
-    """Give a process its part of the cores: its threads would else be as many as there are."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(pid, cores[rank::count] or [cores[rank % len(cores)]])
 
 
 def _free_port() -> int:

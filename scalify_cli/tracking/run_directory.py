@@ -181,10 +181,14 @@ def mark(path: Path, state: str, **facts: Any) -> bool:
     return True
 
 
-def end_lost_run(path: Path, error: str) -> None:
-    """Write ``failed`` over a run whose processes are gone, unless it ended otherwise."""
+def end_lost_run(path: Path, error: str, states: Sequence[str] = ("running",)) -> None:
+    """Write ``failed`` over one of ``states`` of a run whose writer is gone.
+
+    Raises:
+        UserError: its writer is there.
+    """
     with RunDirectory(path) as directory:
-        if directory.status.get("state") in ("running", "failed"):
+        if directory.status.get("state") in states:
             directory.finish("failed", error=error)
 
 

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scalify_cli.errors import UserError
+from scalify_cli.training.trainer import Trainer
 
 PAIRED_LEVELS = 3
 """How often a sum is halved; what remains is added up in order."""
@@ -68,6 +69,19 @@ class DataParallel:
         return jax.shard_map(
             own, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
         )(same, parts)
+
+
+def over_devices(trainer: Trainer, say: Callable[[str], None]) -> DataParallel | None:
+    """All devices of all processes; None where there is one.
+
+    Raises:
+        UserError: a batch does not split over them.
+    """
+    size, accumulate, found = trainer.batch_size, trainer.accumulate, jax.devices()
+    devices = usable(found, size, accumulate)
+    if len(devices) < len(found):
+        say(f"uses {len(devices)} of {len(found)} devices: the batch splits over no more")
+    return DataParallel(devices, size, accumulate) if len(devices) > 1 else None
 
 
 def usable(devices: Sequence[jax.Device], batch_size: int, accumulate: int) -> list[jax.Device]:
