@@ -87,10 +87,14 @@ class _Group:
         return None if failed is None else self.lost(failed)
 
     def failed(self) -> int | None:
-        """Of those that have failed by now a killed one, which cannot speak for itself."""
+        """Of those that have failed by now the one that most likely failed first.
+
+        A killed one cannot speak for itself; JAX aborts a process that has lost another.
+        """
         codes = {rank: process.returncode for rank, process in enumerate(self.processes)}
         bad = [rank for rank, code in codes.items() if code not in (None, *_ENDED_WELL)]
-        return min(bad, key=lambda rank: (codes[rank] > 0, rank)) if bad else None
+        order = {rank: (codes[rank] == -signal.SIGABRT, codes[rank] > 0, rank) for rank in bad}
+        return min(bad, key=order.__getitem__, default=None)
 
     def lost(self, rank: int) -> Lost:
         code, file = self.processes[rank].returncode, self.said[rank]

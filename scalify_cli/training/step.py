@@ -128,8 +128,9 @@ class Step:
 
     def _compiled(self, function: Any, **options: Any) -> Any:
         """Jitted, with the same results on every device."""
-        shardings = {"out_shardings": self.parallel.replicated} if self.parallel else {}
-        return jax.jit(function, **options, **shardings)
+        if self.parallel:
+            options["out_shardings"] = self.parallel.replicated
+        return jax.jit(function, **options)
 
     def _placed(self, batch: np.ndarray) -> Any:
         return self.parallel.place(batch) if self.parallel else batch
