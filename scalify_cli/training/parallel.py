@@ -33,7 +33,7 @@ class DataParallel:
         UserError: the batch does not split into equal parts.
     """
 
-    def __init__(self, devices: Sequence[jax.Device], batch_size: int, accumulate: int = 1):
+    def __init__(self, devices: Sequence[Any], batch_size: int, accumulate: int = 1):
         count = len(devices)
         _require_parts(count, batch_size, accumulate)
         levels = min(PAIRED_LEVELS, (count & -count).bit_length() - 1)
@@ -62,7 +62,8 @@ class DataParallel:
         def own(same: Any, parts: jax.Array) -> Any:
             result = f(same, parts)
             for axis in reversed(self.axes):
-                result = lax.optimization_barrier(lax.psum(result, axis))
+                if self.mesh.shape[axis] > 1:
+                    result = lax.optimization_barrier(lax.psum(result, axis))
             return result
 
         specs = PartitionSpec(), PartitionSpec(self.axes)
@@ -84,7 +85,7 @@ def over_devices(trainer: Trainer, say: Callable[[str], None]) -> DataParallel |
     return DataParallel(devices, size, accumulate) if len(devices) > 1 else None
 
 
-def usable(devices: Sequence[jax.Device], batch_size: int, accumulate: int) -> list[jax.Device]:
+def usable(devices: Sequence[Any], batch_size: int, accumulate: int) -> list[Any]:
     """As many of the devices as a batch splits over; all of them where processes share the work."""
     if len({device.process_index for device in devices}) > 1:
         return list(devices)

@@ -5,6 +5,7 @@ Process 0 leads: it alone reads and writes the run's directory, and tells the ot
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -73,18 +74,24 @@ class Agreed:
 class LedCheckpoints(Checkpoints):
     """The checkpoints of a run of several processes: process 0 has them, the others are told."""
 
-    def steps(self) -> list[int]:
-        return led(super().steps)
+    def __init__(self, path: Path, keep: int, notify: Callable[[str], None]):
+        super().__init__(path, keep, notify)
+        self._own = Checkpoints(path, keep, notify)
 
-    def save(self, step: int, state: Any, extra: dict[str, Any] | None = None) -> Any:
-        return led(lambda: str(super(LedCheckpoints, self).save(step, state, extra)))
+    def steps(self) -> list[int]:
+        return led(self._own.steps)
+
+    def save(self, step: int, state: Any, extra: dict[str, Any] | None = None) -> Path:
+        return Path(led(lambda: str(self._own.save(step, state, extra))))
 
     def restore_newest(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        if jax.process_count() == 1:
+            return self._own.restore_newest(template)
         found: list[Any] = []
 
         def read() -> list[Any] | None:
             own = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
-            found.append(super(LedCheckpoints, self).restore_newest(own))
+            found.append(self._own.restore_newest(own))
             return found[0] and [found[0][0], found[0][2]]
 
         told = led(read)
