@@ -81,7 +81,7 @@ def leave(code: int) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # a pipe that nobody writes to; it ends with the parent
+    os.read(0, 1)  # a pipe that nobody writes to; it ends with the parent
     os.kill(os.getpid(), signal.SIGKILL)
 
 
