@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from scalify_cli.config import build, signature, to_yaml
 from scalify_cli.data.cache import cache_root
-from scalify_cli.launch.stopping import EXIT_CODES, Stop, Stopped, stop_on_signals
+from scalify_cli.errors import UserError
+from scalify_cli.launch import distributed
+from scalify_cli.launch.stopping import EXIT_CODES, Stopped, stop_on_signals
 from scalify_cli.precision import Policy
-from scalify_cli.tracking import RunDirectory, Sink, Tracking, read_records
+from scalify_cli.tracking import Null, RunDirectory, Sink, Tracking, read_records
 from scalify_cli.tracking.cancelling import is_cancelled
-from scalify_cli.tracking.run_directory import read_status
+from scalify_cli.tracking.follower import Follower
+from scalify_cli.tracking.run_directory import end_lost_run, read_status
 from scalify_cli.tracking.submission import code_change
-from scalify_cli.training.checkpoint import Checkpoints
 from scalify_cli.training.compilation import persist_compilation
 from scalify_cli.training.loop import Dataset, begin, train
 from scalify_cli.training.model import for_vocabulary, require_model
+from scalify_cli.training.parallel import over_devices
+from scalify_cli.training.processes import Agreed, LedCheckpoints, leads, led
 from scalify_cli.training.step import Step
 from scalify_cli.training.trainer import Trainer
 
@@ -74,6 +78,8 @@ def run(
 ) -> Outcome:
     """Run one point, or go on with it, until it is done, diverges or is stopped.
 
+    A process that has a place among others (``launch.distributed``) joins them first.
+
     Args:
         config: the composed configuration.
         overrides: the words it was made from.
@@ -88,25 +94,52 @@ def run(
         OSError: the directory cannot be written.
     """
     path = Path(runs_dir) / signature(config)
-    if not force and read_status(path).get("state") in _ENDED:
+    here = distributed.place()
+    if here:
+        distributed.join(here)
+    if led(lambda: not force and read_status(path).get("state") in _ENDED):
         return _outcome(path, already_done=True)
     persist_compilation(cache_root(None) / "compiled")
+    say = on_record if leads() else lambda record: None
     try:
-        with stop_on_signals() as stop:
-            job = assemble(config, wandb, lambda text: on_record(_event("note", text)))
-            with RunDirectory(path) as directory:
-                if is_cancelled(path, since=_STARTED):
-                    raise Stopped("SIGTERM")
-                if not force and directory.status.get("state") in _ENDED:
-                    return _outcome(path, already_done=True)  # while we waited for it
-                if force:
-                    directory.clear()
-                _start(directory, job, config, overrides, on_record)
-                end = _Attempt(job, directory, on_record).train(config, stop)
+        with stop_on_signals() as stop, ExitStack() as stack:
+            if here:
+                stack.enter_context(stop.deferred())  # until all agree on it
+                stack.enter_context(_last_words(path))
+            job = assemble(config, wandb, lambda text: say(_event("note", text)))
+            directory = stack.enter_context(_directory(path))
+            if led(lambda: is_cancelled(path, since=_STARTED)):
+                raise Stopped("SIGTERM")
+            if led(lambda: not force and directory.status.get("state") in _ENDED):
+                return _outcome(path, already_done=True)  # while we waited for it
+            led(lambda: _start(directory, job, config, overrides, say, force))
+            end = _Attempt(job, directory, say).train(config, Agreed(stop, EXIT_CODES))
     except Stopped as stopped:
         state = "cancelled" if is_cancelled(path) else "preempted"
         return Outcome(path.name, path, state, exit_code=EXIT_CODES[str(stopped)])
     return replace(_outcome(path), exit_code=EXIT_CODES.get(end.get("reason", ""), 0))
+
+
+@contextmanager
+def _last_words(path: Path) -> Iterator[None]:
+    """A process that loses the one that writes says so in its place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        with suppress(UserError, OSError):
+            end_lost_run(path, f"process {jax.process_index()} lost the others: {error}")
+        raise
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[RunDirectory]:
+    """The run's directory, held by one of the run's processes for all."""
+    with ExitStack() as stack:
+        directory = RunDirectory(path) if leads() else Follower(path)
+        led(lambda: stack.enter_context(directory) and None)
+        yield directory
 
 
 def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) -> Job:
@@ -125,7 +158,8 @@ def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) 
     dataset.require("validation", trainer.sequence_length + 1)
     model = for_vocabulary(model, dataset.vocab_size)
     policy = Policy(parts["precision"], parts["scaling"])
-    step = Step(model, policy, parts["optimizer"], trainer.steps, trainer.accumulate, config.seed)
+    length = trainer.steps, trainer.accumulate
+    step = Step(model, policy, parts["optimizer"], *length, config.seed, over_devices(trainer, say))
     tracking = replace(parts["tracking"], wandb=wandb) if wandb else parts["tracking"]
     return Job(dataset, step, trainer, tracking, config.seed)
 
@@ -136,7 +170,10 @@ def _start(
     config: DictConfig,
     overrides: list[str],
     on_record: OnRecord,
+    force: bool,
 ) -> None:
+    if force:
+        directory.clear()
     devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
     step = directory.status.get("step", 0)
     words = list(overrides)
@@ -159,7 +196,7 @@ class _Attempt:
         self.on_record = on_record
         self.kinds = {None: self.metrics, "histograms": self.histograms, "end": self.end}
 
-    def train(self, config: DictConfig, stop: Stop) -> Record:
+    def train(self, config: DictConfig, stop: Agreed) -> Record:
         """Go on from the newest checkpoint; the ``end`` record of the loop."""
         try:
             return self._train(config, stop)
@@ -168,16 +205,16 @@ class _Attempt:
                 self.directory.log(traceback.format_exc().rstrip())
             raise
 
-    def _train(self, config: DictConfig, stop: Stop) -> Record:
+    def _train(self, config: DictConfig, stop: Agreed) -> Record:
         job, seed = self.job, self.job.seed
         folder = self.directory.path / "checkpoints"
-        checkpoints = Checkpoints(folder, job.trainer.keep_checkpoints, self.note)
+        checkpoints = LedCheckpoints(folder, job.trainer.keep_checkpoints, self.note)
         start = begin(job.step, job.dataset, seed=seed, checkpoints=checkpoints)
         if start.step:
             self.directory.record({"step": start.step})
             self.say("resumed", f"resumed at step {start.step}", step=start.step)
         record: Record = {}
-        with self.sinks(config, start.step or None) as self.sink, stop.deferred():
+        with self.sinks(config, start.step or None) as self.sink, stop.asked.deferred():
             for record in train(
                 job.step,
                 job.dataset,
@@ -193,7 +230,16 @@ class _Attempt:
     @contextmanager
     def sinks(self, config: DictConfig, resumed_step: int | None) -> Iterator[Sink]:
         """The sinks, finished in the state in which the run is when all is over."""
-        sink = self.job.tracking.open(
+        sink = self.sink_of(config, resumed_step) if leads() else Null()
+        state = "failed"
+        try:
+            yield sink
+            state = self.directory.status["state"]
+        finally:
+            sink.finish(state)
+
+    def sink_of(self, config: DictConfig, resumed_step: int | None) -> Sink:
+        return self.job.tracking.open(
             self.directory.path,
             run_id=self.directory.id,
             resumed_step=resumed_step,
@@ -203,12 +249,6 @@ class _Attempt:
             tags=list(config.tags),
             notify=self.note,
         )
-        state = "failed"
-        try:
-            yield sink
-            state = self.directory.status["state"]
-        finally:
-            sink.finish(state)
 
     def metrics(self, record: Record) -> None:
         self.sink.record(record)
@@ -254,6 +294,8 @@ def peak_memory() -> int:
 
 def _outcome(path: Path, *, already_done: bool = False) -> Outcome:
     """The end of a run, read from its directory."""
+    if not leads():
+        return Outcome(path.name, path, "done", already_done)
     status, summary = read_status(path), {}
     for record in read_records(path / "metrics.jsonl"):
         summary |= record

@@ -23,6 +23,8 @@ from scalify_cli.cli import (
 from scalify_cli.cli.candidates import candidates
 from scalify_cli.cli.completion import completion
 from scalify_cli.cli.errors import explain, is_verbose, print_error
+from scalify_cli.launch.distributed import leave
+from scalify_cli.launch.stopping import EXIT_CODES
 
 app = typer.Typer(
     name="scalify",
@@ -66,7 +68,10 @@ def _scalify(
 
 def main() -> None:
     """The console script."""
-    raise SystemExit(execute(sys.argv[1:]))
+    code = execute(sys.argv[1:])
+    if code not in (0, *EXIT_CODES.values()):
+        leave(code)
+    raise SystemExit(code)
 
 
 def execute(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,19 +76,58 @@ def run(
     if detach or elsewhere(config):
         state = hand_over(config, request)
         code = _EXIT_CODES.get(state, 0)
+    elif _splits(config, request):
+        return _run_together(config, request)
     else:
         outcome = _run(config, request)
         state, code = outcome.state, outcome.exit_code
     return 1 if fail_on_diverge and state == "diverged" else code
 
 
+def _splits(config: "DictConfig", request: Request) -> bool:
+    """Whether this process starts others that train; a run that has ended needs none."""
+    from scalify_cli.config import signature
+    from scalify_cli.launch.distributed import place
+
+    if config.launcher.get("processes", 1) == 1 or place() is not None:
+        return False
+    ended = _known_state(request.runs_dir / signature(config)) in ("done", "diverged")
+    return request.force or not ended
+
+
+def _run_together(config: "DictConfig", request: Request) -> int:
+    """One run in several processes of this command; says what the first of them cannot."""
+    from scalify_cli.config import signature
+    from scalify_cli.launch.processes import run_together
+    from scalify_cli.tracking.run_directory import end_lost_run
+
+    _check_writable(request.runs_dir)
+    command = [sys.executable, "-m", "scalify_cli", *sys.argv[1:]]
+    code, lost = run_together(command, config.launcher.processes)
+    if lost and (lost.rank or lost.killed):
+        sys.stderr.write(lost.said)
+        path = request.runs_dir / signature(config)
+        end_lost_run(path, lost.message, ("running", "failed"))
+        raise UserError(lost.message, "the same command goes on from the last checkpoint", code)
+    return code
+
+
 def _run(config: "DictConfig", request: Request) -> "Outcome":
     _check_writable(request.runs_dir)
+    request = _own_part(request)
     latest: dict[str, Any] = {}
     with _explaining(config, request.runs_dir, latest):
         outcome = _train(config, request, latest)
     _print_outcome(outcome, latest, request)
     return outcome
+
+
+def _own_part(request: Request) -> Request:
+    """The first of a run's processes speaks for all."""
+    from scalify_cli.launch.distributed import place
+
+    here = place()
+    return replace(request, quiet=True, json=False) if here and here.rank else request
 
 
 def _train(config: "DictConfig", request: Request, latest: dict[str, Any]) -> "Outcome":

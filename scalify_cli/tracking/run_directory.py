@@ -231,6 +231,17 @@ def remove(path: Path) -> bool:
     return True
 
 
+def end_lost_run(path: Path, error: str, states: Sequence[str] = ("running",)) -> None:
+    """Write ``failed`` over one of ``states`` of a run whose writer is gone.
+
+    Raises:
+        UserError: its writer is there.
+    """
+    with RunDirectory(path) as directory:
+        if directory.status.get("state") in states:
+            directory.finish("failed", error=error)
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """The ``state.json`` of a run directory; empty when there is none, or it is no JSON object."""
     try:

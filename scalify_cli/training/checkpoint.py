@@ -135,7 +135,7 @@ class Checkpoints:
 def _write(folder: Path, leaves: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     folder.mkdir()
     orbax = _orbax()
-    with orbax.Checkpointer(_handler()) as checkpointer:
+    with orbax.Checkpointer(_handler(), **_alone()) as checkpointer:
         checkpointer.save(folder / "state", args=orbax.args.PyTreeSave(leaves))
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "manifest.json").write_text(json.dumps(_checksums(folder), indent=1))
@@ -145,7 +145,7 @@ def _read(folder: Path, leaves: list[dict[str, Any]], template: Any) -> Any:
     orbax = _orbax()
     numpy = orbax.RestoreArgs(restore_type=np.ndarray)
     as_numpy = {leaf["name"]: numpy for leaf in leaves if 0 not in leaf["shape"]}
-    with orbax.Checkpointer(_handler()) as checkpointer:
+    with orbax.Checkpointer(_handler(), **_alone()) as checkpointer:
         arrays = checkpointer.restore(
             folder / "state", args=orbax.args.PyTreeRestore(restore_args=as_numpy)
         )
@@ -249,7 +249,20 @@ def _as_os_error(error: Exception) -> Exception:
 
 def _handler() -> Any:
     """Uncompressed: six times faster to write, and random low-order bits do not compress."""
-    return _orbax().PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+    return _orbax().PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=True, use_compression=False, **_alone()
+    )
+
+
+def _alone() -> dict[str, Any]:
+    """Of several processes this one alone saves and restores, and waits for no other."""
+    if jax.process_count() == 1:
+        return {}
+    own = jax.process_index()
+    options = _orbax().options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"alone{own}"
+    )
+    return {"multiprocessing_options": options}
 
 
 def _orbax() -> Any:

@@ -31,6 +31,7 @@ from scalify_cli.training.optimizer import (
     init_low_precision,
     update_low_precision,
 )
+from scalify_cli.training.parallel import PAIRED_LEVELS, DataParallel
 
 
 class State(NamedTuple):
@@ -57,6 +58,7 @@ class Step:
         steps: length of the run (the schedule depends on it).
         accumulate: micro-batches a batch is split into; their gradients are averaged in float32.
         seed: of the stochastic rounding of weights.
+        parallel: the devices, where there are several.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Step:
         steps: int,
         accumulate: int = 1,
         seed: int = 0,
+        parallel: DataParallel | None = None,
     ):
         self.model = model
         self.policy = policy
@@ -74,26 +77,27 @@ class Step:
         self.schedule = optimizer.schedule(steps)
         self.accumulate = accumulate
         self.seed = seed
+        self.parallel = parallel
         self.loss = with_precision(partial(loss, model), policy)
 
     def init(self, key: jax.Array) -> State:
         """The first state: parameters and moments in their formats, with scales if there are."""
-        return jax.jit(self._first)(key)
+        return self._compiled(self._first)(key)
 
     def update(self, state: State, batch: np.ndarray) -> tuple[State, dict[str, jax.Array]]:
         """The next state, and ``loss grad_norm learning_rate finite`` of this step.
 
         ``state`` is donated. If ``finite`` is false the state comes back unchanged.
         """
-        return self._update(state, batch)
+        return self._update(state, self._placed(batch))
 
     def evaluate(self, state: State, batch: np.ndarray) -> jax.Array:
         """The loss on a batch, in the recipe's precision."""
-        return self._evaluate(state.parameters, batch)
+        return self._evaluate(state.parameters, self._placed(batch))
 
     def observe(self, state: State, batch: np.ndarray) -> dict[str, dict[str, Any]]:
         """Statistics of every named tensor of a step, on the host, in order of computation."""
-        return dict(jax.device_get(self._observe(state, batch)))
+        return dict(jax.device_get(self._observe(state, self._placed(batch))))
 
     @property
     def _scales(self) -> bool:
@@ -104,20 +108,32 @@ class Step:
 
     @cached_property
     def _update(self) -> Any:
+        whole = self.parallel is not None and self.parallel.takes_whole_parts
+        step = partial(self._step, self._total if whole else self._gradients)
+
         def update(state, batch):
-            state, metrics = self._transformed(self._step)(state, batch)
+            state, metrics = self._transformed(step)(state, batch)
             return state, unscale(metrics)
 
-        return jax.jit(update, donate_argnums=0)
+        return self._compiled(update, donate_argnums=0)
 
     @cached_property
     def _evaluate(self) -> Any:
-        return jax.jit(lambda *args: unscale(self._transformed(self.loss)(*args)))
+        return self._compiled(lambda *args: unscale(self._transformed(self.loss)(*args)))
 
     @cached_property
     def _observe(self) -> Any:
-        observed = observe(self._transformed(self._step))
-        return jax.jit(lambda *args: observed(*args)[1])
+        observed = observe(self._transformed(partial(self._step, self._gradients)))
+        return self._compiled(lambda *args: observed(*args)[1])
+
+    def _compiled(self, function: Any, **options: Any) -> Any:
+        """Jitted, with the same results on every device."""
+        if self.parallel:
+            options["out_shardings"] = self.parallel.replicated
+        return jax.jit(function, **options)
+
+    def _placed(self, batch: np.ndarray) -> Any:
+        return self.parallel.place(batch) if self.parallel else batch
 
     def _first(self, key: jax.Array) -> State:
         parameters = init(self.model, key)
@@ -129,8 +145,8 @@ class Step:
         stored = jax.tree.map(lambda x: _stored(x, dtype), parameters, is_leaf=is_scaled)
         return State(jnp.int32(0), stored, moments)
 
-    def _step(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
-        loss, gradients = self._gradients(state.parameters, batch)
+    def _step(self, differentiate: Any, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
+        loss, gradients = differentiate(state.parameters, batch)
         if norm := self.policy.norm("gradients"):
             gradients = rescale(gradients, norm)
         norm = optax.tree.norm(jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), gradients))
@@ -151,15 +167,40 @@ class Step:
     def _gradients(self, parameters: Any, batch: Any) -> tuple[Any, Any]:
         if self.accumulate == 1:
             return jax.value_and_grad(self.loss)(parameters, batch)
-        parts = batch.reshape(self.accumulate, -1, batch.shape[-1])
+        parts = self._parts(batch)
+        if self.parallel:
+            parts = self.parallel.share_rows(parts)
+        return self._average(self._sum(parameters, parts), parameters)
 
-        def add(total, part):
-            result = jax.value_and_grad(self.loss)(parameters, part)
-            return jax.tree.map(lambda x, y: x + y.astype(jnp.float32), total, result), None
+    def _total(self, parameters: Any, batch: Any) -> tuple[Any, Any]:
+        """The same, with whole micro-batches shared out over the devices."""
+        assert self.parallel is not None
+        total = self.parallel.total(self._sum, parameters, self._parts(batch))
+        return self._average(total, parameters)
 
-        shapes = (jnp.float32(0), parameters)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-        (loss, gradients), _ = lax.scan(add, zeros, parts)
-        average = jax.tree.map(lambda x: x / self.accumulate, (loss, gradients))
-        gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), average[1], parameters)
-        return average[0], gradients
+    def _parts(self, batch: Any) -> Any:
+        return batch.reshape(self.accumulate, -1, batch.shape[-1])
+
+    def _sum(self, parameters: Any, parts: Any, levels: int = PAIRED_LEVELS) -> tuple[Any, Any]:
+        """Loss and gradients added up over parts [part, row, time] in float32, halves first."""
+        count = len(parts)
+        if count == 1:
+            parameters, part = lax.optimization_barrier((parameters, parts[0]))
+            result = lax.optimization_barrier(jax.value_and_grad(self.loss)(parameters, part))
+            return jax.tree.map(lambda x: x.astype(jnp.float32), result)
+        halves = 2 if levels and count % 2 == 0 else count
+
+        def add(total, group):
+            return jax.tree.map(jnp.add, total, self._sum(parameters, group, levels - 1)), None
+
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.float32(0), parameters)
+        )
+        groups = parts.reshape(halves, count // halves, *parts.shape[1:])
+        return lax.scan(add, zeros, groups)[0]
+
+    def _average(self, total: Any, parameters: Any) -> tuple[Any, Any]:
+        total = lax.optimization_barrier(total)
+        loss, gradients = jax.tree.map(lambda x: x / self.accumulate, total)
+        gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, parameters)
+        return lax.optimization_barrier((loss, gradients))

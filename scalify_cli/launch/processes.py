@@ -1,0 +1,155 @@
+"""One run as several processes of this machine: they start together and end together."""
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from scalify_cli.errors import UserError
+from scalify_cli.launch.distributed import VARIABLE
+
+GRACE_SECONDS = 20.0
+"""How long the others may take to say how they fared, once one has failed."""
+
+_POLL_SECONDS = 0.05
+_ENDED_WELL = (0, 75, 130)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The process that failed first: its rank, whether it was killed, and what it said."""
+
+    rank: int
+    killed: bool
+    message: str
+    said: str
+
+
+def run_together(command: Sequence[str], count: int) -> tuple[int, Lost | None]:
+    """Run ``count`` copies of a command as one run; the first has this process's output.
+
+    SIGTERM and SIGINT are passed on to each. When one fails, the others are given some seconds and
+    then killed; all are killed when this process dies.
+
+    Returns:
+        The exit code of the first process (1 where it was killed), and who failed.
+    """
+    group = _Group()
+    with _passing_on(group):
+        group.start(command, count)
+        lost = group.wait()
+    code = group.processes[0].returncode
+    if lost is None:
+        return code, None
+    return (code if code > 0 and code not in _ENDED_WELL else 1), lost
+
+
+class _Group:
+    def __init__(self):
+        self.processes: list[subprocess.Popen] = []
+        self.said: list[IO[bytes]] = []
+        self.signals: list[int] = []
+
+    def start(self, command: Sequence[str], count: int) -> None:
+        address = f"127.0.0.1:{_free_port()}"
+        for rank in range(count):
+            own = _share(os.environ, rank, count) | {VARIABLE: f"{rank}/{count}@{address}"}
+            self.said.append(tempfile.TemporaryFile())  # noqa: SIM115 (open until the end)
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **own},
+                stdin=subprocess.PIPE,  # its end tells them of ours
+                stdout=None if rank == 0 else subprocess.DEVNULL,
+                stderr=None if rank == 0 else self.said[rank],
+                start_new_session=True,  # a Ctrl-C of the terminal reaches them once, through us
+            )
+            self.processes.append(process)
+        for number in self.signals:
+            self.send(number)
+
+    def wait(self) -> Lost | None:
+        """Until all have ended; who failed first."""
+        failed, deadline = None, float("inf")
+        while None in [process.poll() for process in self.processes]:
+            if failed is None and (failed := self.failed()) is not None:
+                deadline = time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
+        failed = self.failed() if failed is None else failed
+        return None if failed is None else self.lost(failed)
+
+    def failed(self) -> int | None:
+        """Of those that have failed by now the one that most likely failed first.
+
+        A killed one cannot speak for itself; JAX aborts a process that has lost another.
+        """
+        codes = {rank: process.returncode for rank, process in enumerate(self.processes)}
+        bad = [rank for rank, code in codes.items() if code not in (None, *_ENDED_WELL)]
+        order = {rank: (codes[rank] == -signal.SIGABRT, codes[rank] > 0, rank) for rank in bad}
+        return min(bad, key=order.__getitem__, default=None)
+
+    def lost(self, rank: int) -> Lost:
+        code, file = self.processes[rank].returncode, self.said[rank]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        file.seek(0)
+        said = file.read().decode(errors="replace")
+        return Lost(rank, code < 0, f"process {rank} of {len(self.processes)} {how}", said)
+
+    def send(self, number: int) -> None:
+        for process in self.processes:
+            process.send_signal(number)  # nothing happens to one that has ended
+
+
+@contextmanager
+def _passing_on(group: _Group) -> Iterator[None]:
+    def pass_on(number, frame):
+        group.signals.append(number)
+        group.send(number)
+
+    numbers = signal.SIGTERM, signal.SIGINT
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for process in group.processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def _share(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
+    """A process's part of the threads, and of the GPUs where there are any."""
+    threads = environ.get("NPROC") or str(max(1, (os.cpu_count() or 1) // count))
+    return {"NPROC": threads, **_gpus(environ, rank, count)}
+
+
+def _gpus(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
+    if environ.get("JAX_PLATFORMS", "") == "cpu":
+        return {}
+    nodes = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))
+    names = environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, nodes))).split(",")
+    if not names[0]:
+        return {}
+    share = len(names) // count
+    if share == 0:
+        raise UserError(
+            f"launcher.processes={count} asks for more GPUs than the {len(names)} visible ones.",
+            f"use launcher.processes={len(names)}, or JAX_PLATFORMS=cpu.",
+        )
+    own = names[rank * share : (rank + 1) * share]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
