@@ -1,0 +1,73 @@
+"""One run of several processes on several nodes of a real cluster."""
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from night import LAUNCHER, WORDS, losses, scalify, until
+
+KEPT = [word for word in WORDS if not word.startswith(("trainer.batch_size", "trainer.steps"))]
+RUN = [*KEPT, "trainer.batch_size=4", "trainer.accumulate=4", "trainer.checkpoint_every=50"]
+TOGETHER = [
+    *LAUNCHER[:1],
+    "launcher.poll_seconds=1",
+    "launcher.nodes=2",
+    "launcher.tasks_per_node=2",
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    assert scalify("run", *RUN, "trainer.steps=30", "--quiet", folder=folder).returncode == 0
+    [path] = (folder / "runs").glob("????????")
+    return losses(path)
+
+
+def test_two_nodes_with_two_processes_each_give_the_losses_of_one(cluster, alone, tmp_path):
+    done = scalify("run", *TOGETHER, *RUN, "trainer.steps=30", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "runs").glob("????????")
+    assert losses(path) == alone
+    assert json.loads((path / "state.json").read_text())["state"] == "done"
+
+
+def test_a_lost_process_fails_the_run_and_the_next_start_goes_on(cluster, tmp_path):
+    words = [*TOGETHER, *RUN, "trainer.steps=2000"]
+    assert scalify("run", "-d", *words, folder=tmp_path).returncode == 0
+    [path] = (tmp_path / "runs").glob("????????")
+
+    def state() -> dict:
+        return json.loads((path / "state.json").read_text())
+
+    until(lambda: state()["state"] == "running" and state()["step"] > 60)
+    os.kill(other_process(state()["pid"]), signal.SIGKILL)
+    until(lambda: state()["state"] == "failed")
+    until(lambda: not cluster.client("squeue", "-h", "-o", "%i"))
+    assert scalify("run", "-d", *words, folder=tmp_path).returncode == 0
+    until(lambda: "resumed at step" in (path / "log.txt").read_text())
+    assert scalify("cancel", path.name, folder=tmp_path).returncode == 0
+    until(lambda: state()["state"] == "cancelled")
+
+
+def other_process(writer: int) -> int:
+    """A process of the same run that is not the one which writes its directory."""
+    processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    command = told(writer, "cmdline")
+    return next(
+        process
+        for process in processes
+        if process != writer
+        and told(process, "cmdline") == command
+        and b"SLURM_PROCID=" in told(process, "environ")
+    )
+
+
+def told(process: int, what: str) -> bytes:
+    """A file of a process, empty when the process has gone."""
+    with suppress(OSError):
+        return (Path("/proc") / str(process) / what).read_bytes()
+    return b""
