@@ -47,11 +47,6 @@ class Request(NamedTuple):
     number: float = 1.0  # a factor of a float32 result
 
     @property
-    def low(self) -> int:
-        """1 where the float may not be zero."""
-        return 1 if self.number != 1 else self.scales[0].low
-
-    @property
     def order(self) -> tuple:
         """Float32 scalars first, vectors last."""
         return self.shape, self.dtype != jnp.float32
@@ -128,7 +123,7 @@ class Exponents:
             exponent = exponent + self._one(atom) * np.int32(n)
         if request.dtype == jnp.int32:
             return exponent
-        factor = exp2(exponent, request.low)
+        factor = exp2(exponent)
         return factor if request.number == 1 else factor * np.float32(request.number)
 
     def _one(self, atom: Any) -> Any:
@@ -202,10 +197,9 @@ def _largest(rows: Any, rules: Sequence[str]) -> Any:
 
 def _powers(codes: Any, requests: Sequence[Request]) -> Any:
     """What float32 scalars were asked for, from the codes of their inverses."""
-    least, dividend = np.zeros(codes.shape, np.int32), np.full(codes.shape, 2, np.float32)
-    for i, request in enumerate(requests):
-        least[i], dividend[i] = request.low, 2 * np.float32(request.number)
-    return divided(dividend, codes, least)
+    dividend = np.full(codes.shape, 2, np.float32)
+    dividend[: len(requests)] *= [np.float32(request.number) for request in requests]
+    return divided(dividend, codes)
 
 
 def _element(vector: Any, i: int) -> Any:

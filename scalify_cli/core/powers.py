@@ -11,24 +11,23 @@ _INFINITY = 255 << _MANTISSA_BITS
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
 
 
-def exp2(exponent: Any, low: int = 0) -> Any:
-    """2**exponent as float32, by writing the exponent bits: exact, 0 below the normal numbers.
+def exp2(exponent: Any) -> Any:
+    """2**exponent as float32, by writing the exponent bits: exact within the normal numbers.
 
-    With ``low=1`` the smallest normal number there.
+    Below them it is the smallest: 0 would make NaN of the infinities that it multiplies.
     """
-    code = lax.clamp(np.int32(low), exponent + np.int32(BIAS), np.int32(MAX_EXPONENT + BIAS))
+    code = lax.clamp(np.int32(1), exponent + np.int32(BIAS), np.int32(MAX_EXPONENT + BIAS))
     return lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
 
 
 def exp2_once(exponent: Any) -> Any:
-    """``exp2``, never 0, by a division: XLA does not repeat it in every loop that reads it."""
-    return divided(np.float32(2), np.int32(BIAS + 1) - exponent, np.int32(1))
+    """``exp2`` by a division: XLA does not repeat it in every loop that reads it."""
+    return divided(np.float32(2), np.int32(BIAS + 1) - exponent)
 
 
-def divided(dividend: Any, code: Any, least: Any) -> Any:
+def divided(dividend: Any, code: Any) -> Any:
     """``dividend`` over the float32 of an exponent code, limited so that 2/2**x is ``exp2(x)``."""
-    high = np.int32(2 * BIAS + 1) - least
-    code = lax.clamp(np.int32(1), code, high)
+    code = lax.clamp(np.int32(1), code, np.int32(2 * BIAS))
     inverse = lax.bitcast_convert_type(lax.shift_left(code, np.int32(_MANTISSA_BITS)), jnp.float32)
     return lax.div(jnp.broadcast_to(dividend, code.shape), inverse)
 

@@ -22,8 +22,7 @@ _MOST_PARTS = 24
 class Atom:
     """One int32 exponent unknown while tracing: a source's element, or made of scales by a rule.
 
-    ``memo`` holds what has been asked of it so far. ``any``: it may be far below every other, as
-    that of data which is all infinite.
+    ``memo`` holds what has been asked of it so far.
     """
 
     def __init__(
@@ -32,9 +31,8 @@ class Atom:
         index: int = 0,
         rule: str = "",
         operands: Sequence["Scale"] = (),
-        any: bool = False,
     ):
-        self.source, self.index, self.any = source, index, any
+        self.source, self.index = source, index
         self.rule, self.operands = rule, tuple(operands)
         self.memo: dict = {}
         below = [atom for scale in operands for atom, _ in scale.terms]
@@ -60,10 +58,10 @@ class Scale:
         return Scale._of(Atom(Source(exponent)))
 
     @staticmethod
-    def elements(exponents: Any, any: bool = False) -> list["Scale"]:
+    def elements(exponents: Any) -> list["Scale"]:
         """The scales 2**exponent for the elements of an int32 vector."""
         source = Source(exponents)
-        return [Scale._of(Atom(source, i, any=any)) for i in range(np.size(exponents))]
+        return [Scale._of(Atom(source, i)) for i in range(np.size(exponents))]
 
     @staticmethod
     def _of(atom: Atom) -> "Scale":
@@ -79,11 +77,6 @@ class Scale:
 
     def __hash__(self) -> int:
         return hash(self.key)
-
-    @property
-    def low(self) -> int:
-        """The least code of its factor: 1 where infinite data may meet it (0 would make NaN)."""
-        return int(any(atom.any for atom, _ in self.terms))
 
     @property
     def given(self) -> Any:
@@ -139,11 +132,10 @@ class Scale:
     def factor(self, number: float = 1.0) -> Any:
         """The scale as a float, times a number: Python's when static, else a float32 scalar.
 
-        With a number it is never zero.
+        It is within float32's normal numbers, so that infinite data times it is no NaN.
         """
         if self.static:
-            exponent = min(self.constant, MAX_EXPONENT)
-            return number * 2.0**exponent if exponent >= MIN_EXPONENT else 0.0
+            return number * 2.0 ** min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT)
         given = self.given if number == 1 else None
         return self._requested(jnp.float32, number) if given is None else given
 

@@ -227,3 +227,19 @@ def test_eager_and_compiled_agree(name):
     x = ScaledArray(jnp.asarray(X, jnp.float16), 2.0**-30)
     f = scalify(HOMOGENEOUS[name])
     jax.tree.map(np.testing.assert_array_equal, unscale(f(x)), unscale(jax.jit(f)(x)))
+
+
+@pytest.mark.parametrize("exponent", [-20, 0, 20])
+def test_a_polynomial_in_a_wide_loop_does_not_drive_its_scale_away(exponent):
+    """The iteration of Newton and Schulz, as Muon's: x⁵ has the fifth power of x's scale."""
+
+    def orthogonal(x):
+        def step(_, x):
+            gram = x @ x.T
+            return 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+
+        return lax.fori_loop(0, 5, step, x / jnp.linalg.norm(x))
+
+    x = ScaledArray(jnp.float32([[1, -2, 0], [3, 0.5, 1], [-1, 4, 1]]), 2.0**exponent)
+    got = unscale(jax.jit(scalify(orthogonal))(x))
+    np.testing.assert_allclose(got, orthogonal(unscale(x)), rtol=2.0**-12)

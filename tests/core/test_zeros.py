@@ -228,3 +228,45 @@ def test_a_number_that_guards_a_division_does_not_crowd_out_the_rest(way, expone
     np.testing.assert_array_equal(true(got[0]), [0, 1, 1, 1])
     hypotenuse = np.sqrt(np.float32(2)) * np.abs(true(x))
     np.testing.assert_allclose(true(got[1]), hypotenuse, rtol=2.0**-9)
+
+
+X = ScaledArray(jnp.float32([[1, -2], [3, 0.5], [-1, 4]]), 2.0**20)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.maximum(
+            lax.cond(x[0, 0] < 0, lambda: x, lambda: jnp.full_like(x, -jnp.inf)), x
+        ),
+        lambda x: lax.scan(
+            lambda m, row: (lax.cond(row[0] < 0, lambda: m, lambda: jnp.maximum(m, row)), m),
+            jnp.full(2, -jnp.inf),
+            x,
+        ),
+        lambda x: lax.scan(
+            lambda m, row: (jnp.maximum(m, row), lax.map(lambda r: jnp.maximum(m, r), x)),
+            jnp.full(2, -jnp.inf),
+            x,
+        ),
+    ],
+    ids=["from a branch", "into a branch", "into an inner loop"],
+)
+def test_infinities_known_at_run_time_only_stay_infinite(f):
+    jax.tree.map(np.testing.assert_array_equal, true(jax.jit(scalify(f))(X)), f(unscale(X)))
+
+
+@ways
+def test_an_infinity_far_below_stays_infinite(way):
+    low = ScaledArray(jnp.float32([-np.inf, 1]), 2.0**-60)
+    high = ScaledArray(jnp.float32([1, 1]), 2.0**60)
+    got = way(scalify(lambda x, y: jnp.concatenate([x**3, y])))(low, high)
+    np.testing.assert_array_equal(true(got)[[0, 2, 3]], [-np.inf, 2.0**60, 2.0**60])
+
+
+def test_what_a_loop_divides_by_zero_does_not_crowd_out_the_rest():
+    def f(x):
+        step = lambda c, row: (c + row, jnp.where(c == 0, row, row / c))  # noqa: E731
+        return lax.scan(step, jnp.zeros(2), x)[1]
+
+    np.testing.assert_allclose(true(jax.jit(scalify(f))(X)), f(unscale(X)), rtol=2.0**-20)

@@ -24,7 +24,7 @@ from scalify_cli.core.values import (
 )
 
 _LOW, _HIGH = -6, 4  # binades in which a narrow carry's largest magnitude may drift
-_FAR = 60  # log2 of the bounds of a carry's scale; the square of data there is in float32's range
+_LEAST, _MOST = -60, 16  # log2 of the bounds of a wide carry's scale
 
 
 class Form(NamedTuple):
@@ -76,8 +76,13 @@ def common_form(forms: tuple[Form, ...]) -> Form:
 def split(forms: Sequence[Form], values: Iterable[Any]) -> tuple:
     """The arrays of some values: their data, and a vector of the exponents that are unknown."""
     pairs = [pair for pair in zip(forms, values, strict=True) if pair[0].kind != "uniform"]
-    unknown = [promote(x).scale for form, x in pairs if form.kind == "unknown"]
-    return [form.data(x) for form, x in pairs], exponents(unknown)
+    unknown = [promote(x) for form, x in pairs if form.kind == "unknown"]
+    return [form.data(x) for form, x in pairs], exponents([x.scale or _born(x) for x in unknown])
+
+
+def _born(x: Scaled) -> Scale:
+    """Any scale as an exponent: it crowds out no other, and its reciprocal none in a wide dtype."""
+    return Scale(MIN_EXPONENT if is_narrow(x.dtype) else _LEAST)
 
 
 def related(values: Sequence[Any]) -> tuple[list[Form], tuple]:
@@ -91,9 +96,9 @@ def related(values: Sequence[Any]) -> tuple[list[Form], tuple]:
     return forms, ([form.data(x) for form, x in pairs], exponents(elements))
 
 
-def joined(forms: Sequence[Form], arrays: tuple, any: bool = False) -> list[Any]:
-    """The values again; ``any`` where a scale may be far below every other."""
-    data, elements = iter(arrays[0]), Scale.elements(arrays[1], any)
+def joined(forms: Sequence[Form], arrays: tuple) -> list[Any]:
+    """The values again."""
+    data, elements = iter(arrays[0]), Scale.elements(arrays[1])
     own = iter(elements)
     return [
         form.join(
@@ -169,7 +174,9 @@ def advanced(forms: Sequence[Form], before: Sequence[Any], outputs: Sequence[Any
     """The state after an iteration, from its first outputs.
 
     Static rules let a scale drift away from the values by some binades an iteration. A dtype with
-    float32's range has room for that as long as the scale stays within bounds; a narrow one is
+    float32's range has room for that as long as the scale stays within bounds, of which the upper
+    is near, because sums grow to the scale of their largest term: x + x⁵ of x at 2^16 is at 2^80,
+    and data 2^-80 is still a normal number. A narrow one is
     measured at the end of each iteration, and brought back where it has drifted far.
     """
     return [
@@ -183,7 +190,7 @@ def _steady(x: Scaled) -> Scaled:
         return _near_one(x)
     if x.scale is None:
         return x
-    held = maximum([minimum(x.scale, Scale(_FAR)), Scale(-_FAR)])
+    held = maximum([minimum(x.scale, Scale(_MOST)), Scale(_LEAST)])
     return Scaled(times(x.data, x.scale / held), held)
 
 

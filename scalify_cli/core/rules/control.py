@@ -65,7 +65,7 @@ def scan(equation, *operands, run):
     state, forms = carried(initial), []
 
     def body(carry, slices):
-        values = joined(state, carry, any=True)
+        values = joined(state, carry)
         outputs = run(params["jaxpr"], [*consts(), *values, *rows.join(slices)])
         forms[:], stacked = related(outputs[len(state) :])
         return split(state, advanced(state, values, outputs)), stacked
@@ -78,7 +78,7 @@ def scan(equation, *operands, run):
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    return [*joined(state, carry, any=True), *gathered(forms, stacked, params["length"])]
+    return [*joined(state, carry), *gathered(forms, stacked, params["length"])]
 
 
 def while_loop(equation, *operands, run):
@@ -90,15 +90,15 @@ def while_loop(equation, *operands, run):
     state = carried(initial)
 
     def holds(carry):
-        return run(params["cond_jaxpr"], [*tested(), *joined(state, carry, any=True)])[0]
+        return run(params["cond_jaxpr"], [*tested(), *joined(state, carry)])[0]
 
     def body(carry):
-        values = joined(state, carry, any=True)
+        values = joined(state, carry)
         outputs = run(params["body_jaxpr"], [*used(), *values])
         return split(state, advanced(state, values, outputs))
 
     carry = lax.while_loop(settled(holds), settled(body), split(state, initial))
-    return joined(state, carry, any=True)
+    return joined(state, carry)
 
 
 def cond(equation, which, *operands, run):
@@ -184,15 +184,13 @@ def _on_every_shard(x: Any, params: Any) -> Any:
         return x
     x = promote(x)
     exponent = jnp.int32(x.scale.exponent())
-    varying = jax.typeof(exponent).vma if params["check_vma"] else params["newly_manual_axes"]
-    if not varying:
-        return x
-    scale = Scale.unknown(lax.pmax(exponent, tuple(varying)))
+    scale = Scale.unknown(lax.pmax(exponent, tuple(params["newly_manual_axes"])))
     return Scaled(times(x.data, x.scale / scale), scale)
 
 
 def _bounded(form: Form, x: Any) -> Any:
-    return bounded(promote(x)) if form.kind == "unknown" else x
+    x = promote(x) if form.kind == "unknown" else x
+    return x if form.kind != "unknown" or x.scale is None else bounded(x)
 
 
 def _array(form: Form, x: Any) -> Any:
