@@ -142,16 +142,31 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     params = primitive.get_bind_params({**equation.params, **changed})
     if primitive.name == "pvary" and varies(operands[0], params["axes"]):
         return list(operands)  # a scale that is computed together with others varies as they do
+    if primitive.name in _UNTRACKED and not varying_axes(operands[0]):
+        return [_UNTRACKED[primitive.name](operands[0], params)]
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
 
 
+_UNTRACKED: dict[str, Callable] = {
+    "psum_invariant": lambda x, params: lax.psum(x, params["axes"]),
+    "all_gather_invariant": lambda x, params: lax.all_gather(
+        x, params["axis_name"], axis=params["all_gather_dimension"], tiled=params["tiled"]
+    ),
+}
+"""What JAX calls otherwise where it does not track how shards differ."""
+
+
 def varies(x: Any, axes: Sequence[Any]) -> bool:
     """Whether JAX has tracked, inside ``shard_map``, that x differs between the shards."""
+    return not varying_axes(x).isdisjoint(axes)
+
+
+def varying_axes(x: Any) -> frozenset:
+    """The axes of ``shard_map`` that JAX has tracked x to differ along."""
     kind = jax.typeof(x)
     tracked = getattr(kind, "mat", None)  # a plain set in JAX before 0.10
-    varying = tracked.varying if tracked else getattr(kind, "vma", frozenset())
-    return not varying.isdisjoint(axes)
+    return tracked.varying if tracked else getattr(kind, "vma", frozenset())
 
 
 def scan_counts(equation: jex.JaxprEqn) -> tuple[int, int]:

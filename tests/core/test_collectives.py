@@ -54,3 +54,35 @@ def test_a_sum_of_shards_is_divided_before_it_overflows():
     total = jax.vmap(scalify(lambda x: jax.lax.psum(x, "i")), (axes,), axis_name="i")(shards)
     check_equal(total.data, np.full((64, 2), 2.0**14))
     check_equal(total.scale, np.full(64, 16))
+
+
+def ring(x, y):
+    def step(_, carry):
+        return jax.lax.ppermute(carry[0], "i", [(0, 0)]), carry[1] + carry[0] * y
+
+    return jax.lax.fori_loop(0, 3, step, (x, x))[1]
+
+
+def by_sign(x, y):
+    return jax.lax.cond(jax.lax.axis_index("i") > 0, lambda: x, lambda: y * 2)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, y: jax.lax.psum(x * y, "i") + x,
+        lambda x, y: jax.lax.all_gather(jax.nn.gelu(x), "i", tiled=True) @ y.T,
+        lambda x, y: jax.grad(lambda x: jax.lax.psum(jnp.sum(jnp.tanh(x) * y), "i"))(x),
+        ring,
+        by_sign,
+    ],
+    ids=["sum", "gather", "gradient", "loop", "branch"],
+)
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_program_on_a_mesh(f, tracked):
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(f, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=tracked)
+    x, y = (ScaledArray(SHARDS.astype(jnp.float32), 2.0**k) for k in (-20, 4))
+    wanted = jax.jit(sharded)(unscale(x), unscale(y))
+    got = unscale(jax.jit(scalify(sharded))(x, y))
+    np.testing.assert_allclose(got, wanted, rtol=2.0**-20)
