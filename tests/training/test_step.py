@@ -1,6 +1,6 @@
 """One compiled training step: what it learns, what it keeps, and in which formats."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -174,7 +174,7 @@ def test_accumulation_is_the_larger_batch_and_scales_change_nothing_in_float32()
 
 def test_every_matmul_gradient_weight_and_moment_is_observed():
     compiled = step("fp8", "scalify")
-    program = observe(scalify(compiled._step))
+    program = observe(scalify(partial(compiled._step, compiled._gradients)))
     names: list[str] = []
 
     def named(state, batch):
