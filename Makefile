@@ -26,7 +26,10 @@ test-slurm: .venv/installed-test
 	missing=$$($(BIN)/python tests/slurm/cluster.py packages); test -z "$$missing" || \
 		{ $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends $$missing; }
-	SCALIFY_TEST_SLURM=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/slurm
+	for cluster in "no-accounting" "not no-accounting"; do \
+		SCALIFY_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 -k "$$cluster" tests/slurm & \
+		running="$$running $$!"; done; \
+	for one in $$running; do wait $$one || failed=1; done; exit $$failed
 
 test-latest:
 	@test -n "$(LATEST)" || { echo "nothing tested: no Python of $(NEWER) here" >&2; exit 1; }

@@ -18,7 +18,7 @@ KINDS = {"accounting": True, "no-accounting": False}
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in KINDS],
+    params=list(KINDS),
 )
 def cluster(request) -> Iterator[Cluster]:
     """A running cluster, which the commands of this process ask."""

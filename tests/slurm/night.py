@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster import NODES, Cluster
 from daemons import happens
 
-STEPS = 6000  # long enough for all to happen while four runs train
+STEPS = 9000  # long enough for all to happen while four runs train
 WORDS = [
     "precision=fp32",
     "scaling=none",
@@ -27,7 +27,7 @@ WORDS = [
     "trainer.validate_every=0",
     "trainer.validation_batches=1",
     "trainer.observe_every=0",
-    "trainer.checkpoint_every=1500",
+    "trainer.checkpoint_every=2000",
     "tracking.wandb=off",
 ]
 LAUNCHER = ["launcher=slurm", "launcher.cpus=2", "launcher.poll_seconds=1"]
@@ -125,8 +125,7 @@ class Night:
 
     def cancel_and_kill_node(self, node: str) -> None:
         """Without accounting it is the daemon alone that dies, and the run's process goes on."""
-        self.start("cancel", self.ids[2])
-        until((self.path(2) / "cancel").exists)
+        self.run("cancel", self.ids[2])
         self.cluster.kill_node(node, jobs=self.cluster.accounting)
 
     def preempt(self, node: str) -> None:
