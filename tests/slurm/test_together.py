@@ -56,18 +56,16 @@ def test_a_lost_process_fails_the_run_and_the_next_start_goes_on(cluster, tmp_pa
 def other_process(writer: int) -> int:
     """A process of the same run that is not the one which writes its directory."""
     processes = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    command = told(writer, "cmdline")
-    return next(
-        process
-        for process in processes
-        if process != writer
-        and told(process, "cmdline") == command
-        and b"SLURM_PROCID=" in told(process, "environ")
-    )
+    return next(x for x in processes if x != writer and whose(x) == whose(writer))
 
 
-def told(process: int, what: str) -> bytes:
-    """A file of a process, empty when the process has gone."""
+def whose(process: int) -> tuple:
+    """What the processes of a run have in common, and no others."""
+    folder = Path("/proc") / str(process)
     with suppress(OSError):
-        return (Path("/proc") / str(process) / what).read_bytes()
-    return b""
+        variables = (folder / "environ").read_bytes().split(b"\0")
+        mine = [x for x in variables if x.startswith((b"SLURM_JOB_ID=", b"SLURM_CONF="))]
+        is_task = any(x.startswith(b"SLURM_PROCID=") for x in variables)
+        if is_task:
+            return (folder / "cmdline").read_bytes(), *sorted(mine)
+    return (process,)
