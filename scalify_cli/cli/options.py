@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scalify_cli.errors import UserError
+
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", envvar="SCALIFY_RUNS", help="Where the runs are.")
 ]
@@ -23,6 +25,11 @@ Words = Annotated[
         metavar="KEY=VALUE", help="As precision=fp8 trainer.steps=100.", show_default=False
     ),
 ]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.")]
+Gpus = Annotated[str | None, typer.Option("--gpus", help="GPUs to use, as 0,1; one a run.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="After a failure start no more.")]
+Detach = Annotated[bool, typer.Option("-d", "--detach", help="Start it, and do not wait.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 RUNS = Path("runs")
 
 
@@ -41,6 +48,9 @@ class Wandb(StrEnum):
     online = "online"
     offline = "offline"
     off = "off"
+
+
+WandbOption = Annotated[Wandb | None, typer.Option("--wandb", help="Where W&B records go.")]
 
 
 class State(StrEnum):
@@ -83,3 +93,17 @@ def _strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def gpu_names(text: str | None) -> tuple[str, ...] | None:
+    """``0,1`` taken apart.
+
+    Raises:
+        UserError: it names none, or one twice.
+    """
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"--gpus {text} names no GPU, or one twice", "write --gpus 0,1")
+    return names

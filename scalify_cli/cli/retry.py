@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalify_cli.cli.options import RUNS, ConfigDir, RunsDir, Verbose, Wandb
+from scalify_cli.cli.options import (
+    RUNS,
+    ConfigDir,
+    FailFast,
+    Gpus,
+    Jobs,
+    RunsDir,
+    Verbose,
+    WandbOption,
+    gpu_names,
+)
 from scalify_cli.cli.selection import Names, chosen, tally
 from scalify_cli.errors import UserError
 
@@ -25,10 +35,6 @@ Failed = Annotated[bool, typer.Option("--failed", help="Only failed ones.")]
 Diverged = Annotated[bool, typer.Option("--diverged", help="Only diverged ones, from the start.")]
 Cancelled = Annotated[bool, typer.Option("--cancelled", help="Only cancelled ones.")]
 Preempted = Annotated[bool, typer.Option("--preempted", help="Only preempted ones.")]
-Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.")]
-Gpus = Annotated[str | None, typer.Option("--gpus", help="GPUs to use, as 0,1; one a run.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="After a failure start no more.")]
-WandbOption = Annotated[Wandb | None, typer.Option("--wandb", help="Where W&B records go.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 
 
@@ -48,7 +54,6 @@ def retry(
     verbose: Verbose = False,
 ) -> int:
     """Run again what failed, diverged, was cancelled or preempted; go on from checkpoints."""
-    from scalify_cli.cli.sweep import gpu_names
     from scalify_cli.cli.sweeping import SweepRequest
 
     asked = zip(_STATES, (failed, diverged, cancelled, preempted), strict=True)

@@ -4,11 +4,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from scalify_cli.cli.options import RUNS, RunsDir, Verbose
+from scalify_cli.cli.options import RUNS, RunsDir, Verbose, Yes
 from scalify_cli.cli.selection import Names, chosen, is_alive
 from scalify_cli.cli.text import size
 from scalify_cli.errors import UserError
@@ -16,8 +16,6 @@ from scalify_cli.errors import UserError
 if TYPE_CHECKING:
     from scalify_cli.report.runs import RunInfo
     from scalify_cli.report.sweeps import Sweep
-
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 
 def rm(names: Names, yes: Yes = False, runs_dir: RunsDir = RUNS, verbose: Verbose = False) -> int:

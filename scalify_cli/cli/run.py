@@ -18,11 +18,12 @@ from scalify_cli.cli.options import (
     RUNS,
     Cfg,
     ConfigDir,
+    Detach,
     Json,
     Request,
     RunsDir,
     Verbose,
-    Wandb,
+    WandbOption,
     Words,
     print_json,
 )
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would run, and stop.")]
 CfgOption = Annotated[Cfg | None, typer.Option("--cfg", help="Print the configuration, and stop.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, even when done.")]
-WandbOption = Annotated[Wandb | None, typer.Option("--wandb", help="Where W&B records go.")]
 Fail = Annotated[bool, typer.Option("--fail-on-diverge", help="Exit 1 when the loss diverges.")]
-Detach = Annotated[bool, typer.Option("-d", "--detach", help="Start it, and do not wait.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing table.")]
 
 

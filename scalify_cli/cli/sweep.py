@@ -5,8 +5,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalify_cli.cli.options import RUNS, ConfigDir, Json, RunsDir, Verbose, Wandb
-from scalify_cli.errors import UserError
+from scalify_cli.cli.options import (
+    RUNS,
+    ConfigDir,
+    Detach,
+    FailFast,
+    Gpus,
+    Jobs,
+    Json,
+    RunsDir,
+    Verbose,
+    WandbOption,
+    Yes,
+    gpu_names,
+)
 
 if TYPE_CHECKING:
     pass
@@ -23,23 +35,17 @@ SweepWords = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Print every point, and stop.")]
-Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Runs at a time.")]
-Gpus = Annotated[str | None, typer.Option("--gpus", help="GPUs to use, as 0,1; one a run.")]
 Name = Annotated[str | None, typer.Option("--name", help="What to call the sweep.")]
 Only = Annotated[
     str | None,
     typer.Option("--only", metavar="PATTERN", help="Points such as 'precision=fp8* !seed=0'."),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=0, help="Start no more than this.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="After a failure start no more.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Failed ones too.")]
 RetryDiverged = Annotated[bool, typer.Option("--retry-diverged", help="Diverged ones too.")]
 RetryCancelled = Annotated[bool, typer.Option("--retry-cancelled", help="Cancelled ones too.")]
 Force = Annotated[bool, typer.Option("--force", help="Start all over, even what is done.")]
 SkipInvalid = Annotated[bool, typer.Option("--skip-invalid", help="Leave out what cannot run.")]
-Detach = Annotated[bool, typer.Option("-d", "--detach", help="Start it, and do not wait.")]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
-WandbOption = Annotated[Wandb | None, typer.Option("--wandb", help="Where W&B records go.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
 
 
@@ -90,17 +96,3 @@ def sweep(
         quiet=quiet,
     )
     return sweep_points(request, dry_run=dry_run)
-
-
-def gpu_names(text: str | None) -> tuple[str, ...] | None:
-    """``0,1`` taken apart.
-
-    Raises:
-        UserError: it names none, or one twice.
-    """
-    if text is None:
-        return None
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not names or len(set(names)) != len(names):
-        raise UserError(f"--gpus {text} names no GPU, or one twice", "write --gpus 0,1")
-    return names
