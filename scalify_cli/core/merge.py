@@ -75,10 +75,11 @@ class _Merger:
         return equation.primitive is p.mul_p and equation.outvars[0] in self.returned
 
     def add(self, equation: Any) -> None:
-        scales = [self.scale(x) for x in equation.invars]
         step = Step(equation, equation.invars, equation.outvars)
-        if _is_single(step, p.mul_p) and sum(scale is not None for scale in scales) == 1:
-            [(i, scale)] = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
+        scales = map(self.scale, equation.invars) if _is_single(step, p.mul_p) else ()
+        factors = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
+        if len(factors) == 1:
+            [(i, scale)] = factors
             self.multiply(equation, equation.invars[1 - i], Shift(scale), *equation.outvars)
         else:
             self.write(step)

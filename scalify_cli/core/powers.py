@@ -52,6 +52,7 @@ def power_below(x: Any) -> Any:
 
 def log2_floor(x: Any) -> Any:
     """Exponent of the power of two at or below |x| (float32); zero gives the smallest scale."""
-    bits = lax.bitcast_convert_type(lax.abs(jnp.asarray(x, jnp.float32)), jnp.int32)
-    exponent = lax.shift_right_logical(bits, np.int32(_MANTISSA_BITS)) - np.int32(BIAS)
+    exponent = exponent_of_power(
+        lax.abs(jnp.asarray(x, jnp.float32))
+    )  # of any number, rounded down
     return clip(exponent, MIN_EXPONENT, MAX_EXPONENT)

@@ -36,6 +36,7 @@ class _Evaluation:
         self.jaxpr, self.sources = closed.jaxpr, sources(closed.jaxpr)
         self.steps = merged(closed.jaxpr)
         self.waiting = dict(map(_request, filter(_asks, self.steps)))
+        self.given = {key: request.given for key, request in self.waiting.items()}
         self.exponents = Exponents()
         self.values: dict[Any, Any] = {}
         self.write(closed.jaxpr.constvars, closed.consts)
@@ -78,9 +79,9 @@ class _Evaluation:
 
     def compute_scales(self) -> None:
         """All the scales that can be computed by now."""
-        given = {key: request.given for key, request in self.waiting.items()}
-        ready = [key for key in given if all(self.known(self.sources[s]) for s in given[key])]
-        for source in (source for key in ready for source in given[key]):
+        known = {source for source, x in self.sources.items() if self.known(x)}
+        ready = [key for key in self.waiting if known.issuperset(self.given[key])]
+        for source in (source for key in ready for source in self.given[key]):
             self.exponents.given[source] = self.read([self.sources[source]])[0]
         self.write(ready, self.exponents.compute([self.waiting.pop(key) for key in ready]))
 

@@ -1,6 +1,5 @@
 """A run's directory as seen by a process that takes part in the run and writes nothing."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 from scalify_cli.tracking.run_directory import RunDirectory
@@ -18,16 +17,7 @@ class Follower(RunDirectory):
     def clear(self) -> None:
         pass
 
-    def start(
-        self,
-        *,
-        config: str,
-        overrides: Sequence[str],
-        steps: int,
-        step: int = 0,
-        devices: Sequence[str] = (),
-        argv: Sequence[str] | None = None,
-    ) -> None:
+    def start(self, **_: Any) -> None:
         pass
 
     def log(self, message: str) -> None:
