@@ -52,7 +52,5 @@ def power_below(x: Any) -> Any:
 
 def log2_floor(x: Any) -> Any:
     """Exponent of the power of two at or below |x| (float32); zero gives the smallest scale."""
-    exponent = exponent_of_power(
-        lax.abs(jnp.asarray(x, jnp.float32))
-    )  # of any number, rounded down
+    exponent = exponent_of_power(lax.abs(jnp.asarray(x, jnp.float32)))  # rounds down
     return clip(exponent, MIN_EXPONENT, MAX_EXPONENT)
