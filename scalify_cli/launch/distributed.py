@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 VARIABLE = "SCALIFY_PROCESS"
 """``1/4@127.0.0.1:40000``: which of how many processes, and where they meet."""
@@ -86,9 +87,10 @@ def _end_with_parent() -> None:
 
 
 def _address(environ: Mapping[str, str]) -> str:
-    """The step's first node, and a port of its own for each step."""
+    """The step's first node, and a port of its own for each step, also of another cluster here."""
     host = re.sub(r"\[(\d+)[^]]*\]", r"\1", environ["SLURM_STEP_NODELIST"]).split(",")[0]
     step = int(environ["SLURM_JOB_ID"]) * 61 + int(environ.get("SLURM_STEP_ID", 0))
+    step += crc32(environ.get("SLURM_CLUSTER_NAME", "").encode())
     return f"{host}:{_PORTS[0] + step % _PORTS[1]}"
 
 

@@ -58,9 +58,10 @@ def test_processes_meet_on_the_first_node(nodes, first):
 
 
 def test_steps_and_jobs_meet_at_ports_of_their_own():
-    others = [{"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "1001"}, {"SLURM_JOB_ID": "1002"}]
+    jobs = [{"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "1001"}, {"SLURM_JOB_ID": "1002"}]
+    others = [*jobs, {"SLURM_CLUSTER_NAME": "another"}]
     ports = {port(place(STEP | other)) for other in [{}, *others]}
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert all(61440 <= number <= 65535 for number in ports)
 
 

@@ -165,6 +165,7 @@ class Cluster:
             "nodes": "127.0.0.[1-2]",
             "size": "CPUs=4 RealMemory=8000 Gres=gpu:2",
             "array_size": self.array_size,
+            "port": self.port,
             "controller_port": self.port + 1,
             "node_port": self.port + 2,
             "database_port": self.port + 3,

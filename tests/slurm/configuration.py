@@ -1,7 +1,7 @@
 """The cluster's configuration files, as text to be filled in."""
 
 SLURM_CONF = """\
-ClusterName=test
+ClusterName=test{port}
 SlurmctldHost={host}({address})
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}

@@ -29,7 +29,7 @@ def alone(tmp_path_factory):
 
 def test_two_nodes_with_two_processes_each_give_the_losses_of_one(cluster, alone, tmp_path):
     done = scalify("run", *TOGETHER, *RUN, "trainer.steps=30", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, scalify("logs", "@last", folder=tmp_path).stdout
     [path] = (tmp_path / "runs").glob("????????")
     assert losses(path) == alone
     assert json.loads((path / "state.json").read_text())["state"] == "done"
