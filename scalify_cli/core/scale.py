@@ -7,7 +7,7 @@ and what is needed at run time is computed for many scales at once (``settled``)
 integers, so no product of scales can overflow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -125,6 +125,20 @@ class Scale:
         alone = len(self.terms) == 1 and self.terms[0][1] == 1 and self._atom.rule == "maximum"
         return self._derived("clamp", *(_parts(self) if alone else [self]))
 
+    def elsewhere(self, known: Mapping["Scale", "Scale"]) -> "Scale | None":
+        """This scale where others are known instead of its elements; None: it has more elements.
+
+        Args:
+            known: what an element is there.
+        """
+        scale = Scale(self.constant)
+        for atom, n in self.terms:
+            there = _elsewhere(atom, known)
+            if there is None:
+                return None
+            scale *= there**n
+        return scale
+
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
         return self.constant if self.static else self._requested(jnp.int32)
@@ -187,6 +201,16 @@ def _parts(scale: Scale) -> list[Scale]:
     return [scale]
 
 
+def _elsewhere(atom: Atom, known: Mapping[Scale, Scale]) -> Scale | None:
+    if atom.source:
+        return known.get(Scale._of(atom))
+    operands = [scale.elsewhere(known) for scale in atom.operands]
+    found = [scale for scale in operands if scale is not None]
+    if len(found) < len(operands) or atom.rule not in _REMADE:
+        return None
+    return _REMADE[atom.rule](found)
+
+
 class Relation(NamedTuple):
     """A scale as ``constant + sum(n * element)`` of a vector of exponents."""
 
@@ -228,3 +252,12 @@ def _request(scales: Any, dtype: Any, shape: tuple[int, ...], number: float = 1.
     request = Request(tuple(scales), jnp.dtype(dtype), shape, number)
     arrays = (source.array for source in request.given)
     return exponent_p.bind(*arrays, given=request.given, **request._asdict())
+
+
+_REMADE: dict[str, Callable[[Sequence[Scale]], Scale]] = {
+    "maximum": maximum,
+    "clamp": lambda scales: maximum(scales).clamped(),
+    "root 2": lambda scales: scales[0].root(2)[0],
+    "root 3": lambda scales: scales[0].root(3)[0],
+}
+"""A derived scale made again of others."""

@@ -1,6 +1,6 @@
 """How values enter and leave the body of a loop, a branch or a call that is traced anew."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from scalify_cli.core.values import (
     Scaled,
     Stack,
     Uniform,
+    at_scale,
     is_narrow,
     plain,
     promote,
@@ -24,7 +25,7 @@ from scalify_cli.core.values import (
 )
 
 _LOW, _HIGH = -6, 4  # binades in which a narrow carry's largest magnitude may drift
-_LEAST, _MOST = -60, 16  # log2 of the bounds of a wide carry's scale
+_LEAST, _MOST = -40, 16  # log2 of the bounds of a wide carry's scale
 
 
 class Form(NamedTuple):
@@ -85,9 +86,13 @@ def _born(x: Scaled) -> Scale:
     return Scale(MIN_EXPONENT if is_narrow(x.dtype) else _LEAST)
 
 
-def related(values: Sequence[Any]) -> tuple[list[Form], tuple]:
-    """The forms and arrays of some values whose scales stay related on the other side."""
-    forms = list(map(Form.of, values))
+def related(values: Sequence[Any], outside: "Outside | None" = None) -> tuple[list[Form], tuple]:
+    """The forms and arrays of some values whose scales stay related on the other side.
+
+    Args:
+        outside: what is known there.
+    """
+    forms = [outside.form(x) if outside else Form.of(x) for x in values]
     pairs = [pair for pair in zip(forms, values, strict=True) if pair[0].kind != "uniform"]
     unknown = [promote(x).scale or Scale() for form, x in pairs if form.kind == "unknown"]
     found, elements = relations(unknown)
@@ -133,10 +138,35 @@ def unstacked(x: Any) -> Any:
     return unstack(x) if isinstance(x, Scaled) else x
 
 
-def outer(values: Iterable[Any]) -> Callable[[], list[Any]]:
-    """Values that an inner trace closes over: what it computes from their scales stays there."""
-    forms, arrays = related(list(map(unstacked, values)))
-    return lambda: joined(forms, arrays)
+class Outside:
+    """Values whose scales an inner trace closes over; what it computes from them stays there."""
+
+    def __init__(self, values: Iterable[Any]):
+        self.values = list(values)
+        unknown = [x.scale for x in self.values if _has_unknown(x)]
+        self.relations, self.scales = relations(unknown)
+        self.vector = exponents(self.scales)
+        self.elements: list[Scale] = []
+
+    def inside(self) -> list[Any]:
+        """The values in a new inner trace."""
+        self.elements, own = Scale.elements(self.vector), iter(self.relations)
+        return [
+            replace(x, scale=next(own).of(self.elements)) if _has_unknown(x) else x
+            for x in self.values
+        ]
+
+    def form(self, x: Any) -> Form:
+        """The form in which a result leaves: its scale is known if it is made of these alone."""
+        form = Form.of(x)
+        if form.kind != "unknown" or x.stacked or not self.elements:
+            return form
+        scale = x.scale.elsewhere(dict(zip(self.elements, self.scales, strict=True)))
+        return Form("known", scale) if scale else form
+
+
+def _has_unknown(x: Any) -> bool:
+    return isinstance(x, Scaled) and x.scale is not None and not x.scale.static
 
 
 class Rows:
@@ -144,48 +174,90 @@ class Rows:
 
     def __init__(self, values: Sequence[Any]):
         self.columns = [x.stacked if isinstance(x, Scaled) else None for x in values]
-        pairs = zip(values, self.columns, strict=True)
-        whole = [replace(x, stacked=None) if column else x for x, column in pairs]
         self.stacks = list({c.stack: None for c in self.columns if c})
-        self.forms, (data, self.outside) = related(whole)
-        self.arrays = data, [stack.elements for stack in self.stacks]
+        self.whole = values
+        data = [x.data if isinstance(x, Scaled) else x for x in values]
+        self.arrays = (
+            [None if isinstance(x, Uniform) else x for x in data],
+            [stack.elements for stack in self.stacks],
+        )
 
-    def join(self, arrays: tuple) -> list[Any]:
-        """One iteration's parts."""
-        data, rows = arrays
-        elements = dict(zip(self.stacks, map(Scale.elements, rows), strict=True))
-        parts = joined(self.forms, (data, self.outside))
+    def join(self, whole: Sequence[Any], arrays: tuple) -> list[Any]:
+        """One iteration's parts.
+
+        Args:
+            whole: the values, their scales as the inner trace sees them.
+        """
+        rows = zip(self.stacks, map(Scale.elements, arrays[1]), strict=True)
+        elements = dict(rows)
         return [
-            Scaled(x.data, column.relation.of(elements[column.stack])) if column else _part(x)
-            for x, column in zip(parts, self.columns, strict=True)
+            Scaled(data, column.relation.of(elements[column.stack])) if column else _part(x, data)
+            for x, column, data in zip(whole, self.columns, arrays[0], strict=True)
         ]
 
 
-def _part(x: Any) -> Any:
-    return replace(x, shape=x.shape[1:]) if isinstance(x, Uniform) else x
+def _part(x: Any, data: Any) -> Any:
+    if isinstance(x, Uniform):
+        return replace(x, shape=x.shape[1:])
+    return Scaled(data, x.scale) if isinstance(x, Scaled) else data
 
 
-def carried(initial: Sequence[Any]) -> list[Form]:
-    """The forms of a loop's state: data and an exponent for a float."""
-    return [Form("unknown" if is_float(x) else "plain") for x in initial]
+class State:
+    """A loop's carries, between its iterations.
 
-
-def advanced(forms: Sequence[Form], before: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
-    """The state after an iteration, from its first outputs.
-
-    Static rules let a scale drift away from the values by some binades an iteration. A dtype with
-    float32's range has room for that as long as the scale stays within bounds, of which the upper
-    is near, because sums grow to the scale of their largest term: x + x⁵ of x at 2^16 is at 2^80,
-    and data 2^-80 is still a normal number. A narrow one is
-    measured at the end of each iteration, and brought back where it has drifted far.
+    A wide one keeps the scale that it enters with: its dtype has float32's range, and what is
+    computed from its scale is the same in each iteration. One that is born as zeros takes the scale
+    of what is added. A narrow one is measured at the end of each iteration, and brought back where
+    its values have drifted far from their scale.
     """
-    return [
-        x if form.kind == "plain" or x is old else _steady(promote(x))
-        for form, old, x in zip(forms, before, outputs, strict=False)
-    ]
+
+    def __init__(self, initial: Sequence[Any]):
+        self.initial = [_entering(promote(x)) if is_float(x) else plain(x) for x in initial]
+        self.kept = [x if _keeps(x) else None for x in self.initial]
+        drifts = [isinstance(x, Scaled) and not _keeps(x) for x in self.initial]
+        self.forms = [Form("unknown" if drifting else "plain") for drifting in drifts]
+
+    def split(self, values: Sequence[Any]) -> tuple:
+        """The arrays of the carries."""
+        pairs = zip(self.kept, values, strict=True)
+        return split(self.forms, [x.data if kept else x for kept, x in pairs])
+
+    def joined(self, kept: Sequence[Any], arrays: tuple) -> list[Any]:
+        """The carries again.
+
+        Args:
+            kept: those that keep their scale, as the trace that reads them sees it; else None.
+        """
+        pairs = zip(kept, joined(self.forms, arrays), strict=True)
+        return [Scaled(x, old.scale) if old else x for old, x in pairs]
+
+    def advanced(self, before: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+        """The carries after an iteration, from its first outputs."""
+        triples = zip(self.initial, before, outputs, strict=False)
+        return [
+            x
+            if x is old or not isinstance(first, Scaled)
+            else Scaled(at_scale(promote(x), old.scale), old.scale)
+            if _keeps(first)
+            else _steady(promote(x))
+            for first, old, x in triples
+        ]
+
+
+def _keeps(x: Any) -> bool:
+    return isinstance(x, Scaled) and x.scale is not None and not is_narrow(x.dtype)
+
+
+def _entering(x: Scaled) -> Scaled:
+    return _steady(x) if _keeps(x) else x
 
 
 def _steady(x: Scaled) -> Scaled:
+    """x at a scale with room around it.
+
+    The upper bound of a wide one is near, because sums grow to the scale of their largest term:
+    x + x⁵ of x at 2^16 is at 2^80, and data 2^-80 is still a normal number.
+    """
     if is_narrow(x.dtype):
         return _near_one(x)
     if x.scale is None:

@@ -19,13 +19,12 @@ from jax.sharding import PartitionSpec, Sharding
 from scalify_cli.core.interpreter import CALLED_JAXPR, scan_counts, switch_again
 from scalify_cli.core.rules.boundary import (
     Form,
+    Outside,
     Rows,
-    advanced,
-    carried,
+    State,
     common_form,
     gathered,
     joined,
-    outer,
     related,
     split,
     unstacked,
@@ -57,28 +56,31 @@ def _constrained(x: Any, sharding: Any) -> Any:
 
 
 def scan(equation, *operands, run):
-    """Every float carry is promoted: data and an exponent go round the loop."""
+    """Every float carry is promoted; data goes round the loop, with an exponent where it drifts."""
     params = equation.params
     first, count = scan_counts(equation)
     last = first + count
-    consts, initial, rows = outer(operands[:first]), operands[first:last], Rows(operands[last:])
-    state, forms = carried(initial), []
+    state, rows = State(operands[first:last]), Rows(operands[last:])
+    outside = Outside([*map(unstacked, operands[:first]), *state.kept, *rows.whole])
+    forms: list[Form] = []
 
     def body(carry, slices):
-        values = joined(state, carry)
-        outputs = run(params["jaxpr"], [*consts(), *values, *rows.join(slices)])
-        forms[:], stacked = related(outputs[len(state) :])
-        return split(state, advanced(state, values, outputs)), stacked
+        seen = outside.inside()
+        values = state.joined(seen[first:last], carry)
+        parts = rows.join(seen[last:], slices)
+        outputs = run(params["jaxpr"], [*seen[:first], *values, *parts])
+        forms[:], stacked = related(outputs[count:], outside)
+        return state.split(state.advanced(values, outputs)), stacked
 
     carry, stacked = lax.scan(
         settled(body),
-        split(state, initial),
+        state.split(state.initial),
         rows.arrays,
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    return [*joined(state, carry), *gathered(forms, stacked, params["length"])]
+    return [*state.joined(state.kept, carry), *gathered(forms, stacked, params["length"])]
 
 
 def while_loop(equation, *operands, run):
@@ -86,19 +88,23 @@ def while_loop(equation, *operands, run):
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    tested, used, initial = outer(operands[:first]), outer(operands[first:last]), operands[last:]
-    state = carried(initial)
+    consts, state = list(map(unstacked, operands[:last])), State(operands[last:])
+    tested = Outside([*consts[:first], *state.kept])
+    used = Outside([*consts[first:], *state.kept])
 
     def holds(carry):
-        return run(params["cond_jaxpr"], [*tested(), *joined(state, carry)])[0]
+        seen = tested.inside()
+        values = state.joined(seen[first:], carry)
+        return run(params["cond_jaxpr"], [*seen[:first], *values])[0]
 
     def body(carry):
-        values = joined(state, carry)
-        outputs = run(params["body_jaxpr"], [*used(), *values])
-        return split(state, advanced(state, values, outputs))
+        seen = used.inside()
+        values = state.joined(seen[last - first :], carry)
+        outputs = run(params["body_jaxpr"], [*seen[: last - first], *values])
+        return state.split(state.advanced(values, outputs))
 
-    carry = lax.while_loop(settled(holds), settled(body), split(state, initial))
-    return joined(state, carry)
+    carry = lax.while_loop(settled(holds), settled(body), state.split(state.initial))
+    return state.joined(state.kept, carry)
 
 
 def cond(equation, which, *operands, run):
