@@ -227,3 +227,27 @@ exponent_p = jex.Primitive("exponent")
 exponent_p.def_impl(_computed)
 exponent_p.def_abstract_eval(lambda *_, dtype, shape, **__: ShapedArray(shape, dtype))
 mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
+
+
+def asking(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
+    """The equations of a jaxpr that ask for scales."""
+    return [equation for equation in jaxpr.eqns if equation.primitive is exponent_p]
+
+
+def request_of(equation: jex.JaxprEqn) -> Request:
+    """What such an equation asks for."""
+    return Request(*(equation.params[name] for name in Request._fields))
+
+
+def forget(jaxpr: jex.Jaxpr) -> None:
+    """Lets go of a trace that is over: JAX's caches keep the parameters of its equations."""
+    scales = [scale for equation in asking(jaxpr) for scale in equation.params["scales"]]
+    waiting, seen = [atom for scale in scales for atom, _ in scale.terms], set()
+    while waiting:
+        atom = waiting.pop()
+        if atom not in seen:
+            seen.add(atom)
+            atom.memo.clear()
+            waiting += [below for scale in atom.operands for below, _ in scale.terms]
+    for source in merged(atom.given for atom in seen):
+        source.array = None

@@ -6,8 +6,9 @@ products and quotients into one that is there already, and takes a known number 
 float32, where the place of a power of two in a product changes no bit.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.exponents import Source, exponent_p
+from scalify_cli.core.exponents import Source, asking, exponent_p
 from scalify_cli.core.interpreter import live_equations
 from scalify_cli.core.scale import Scale
 
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
+_PRODUCTS, _QUOTIENTS = {p.mul_p}, {p.div_p}
 
 
 class Shift(NamedTuple):
@@ -55,8 +57,8 @@ def merged(jaxpr: jex.Jaxpr) -> list[Step]:
 
 def sources(jaxpr: jex.Jaxpr) -> dict[Source, Any]:
     """The variables of the exponents that came from outside."""
-    equations = (e for e in jaxpr.eqns if e.primitive is exponent_p)
-    return {s: x for e in equations for s, x in zip(e.params["given"], e.invars, strict=True)}
+    pairs = (zip(e.params["given"], e.invars, strict=True) for e in asking(jaxpr))
+    return {source: x for pair in pairs for source, x in pair}
 
 
 class _Merger:
@@ -76,7 +78,7 @@ class _Merger:
 
     def add(self, equation: Any) -> None:
         step = Step(equation, equation.invars, equation.outvars)
-        scales = map(self.scale, equation.invars) if _is_single(step, p.mul_p) else ()
+        scales = map(self.scale, equation.invars) if _is_single(step, _PRODUCTS) else ()
         factors = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
         if len(factors) == 1:
             [(i, scale)] = factors
@@ -98,10 +100,16 @@ class _Merger:
         self.steps.append(step)
         self.makers |= dict.fromkeys(step.outputs, step)
 
-    def multiply(self, equation: Any, x: Any, shift: Shift, out: Any) -> None:
-        """Computes ``x * shift`` as the variable ``out``, where it costs least."""
+    def multiply(
+        self, equation: Any, x: Any, shift: Shift, out: Any, *, sure: bool = False
+    ) -> None:
+        """Computes ``x * shift`` as the variable ``out``, where it costs least.
+
+        Args:
+            sure: whether x is known to take it.
+        """
         maker = self.maker(x)
-        if maker is None or not self.takes(x, shift, shared=out in self.returned):
+        if maker is None or not (sure or self.takes(x, shift, shared=out in self.returned)):
             return self.write(Step(equation, [x], [out], shift))
         found = _as_shift(maker)
         if found:
@@ -109,10 +117,10 @@ class _Merger:
             both = Shift(found.scale * shift.scale, found.number * shift.number)
             return self.write(Step(equation, [x], [out], both))
         inputs = list(maker.inputs)
-        for i in self.places(maker, shift):
+        for i in (0, 1) if _is_single(maker, _SUMS) else self.places(maker, shift):
             if not isinstance(inputs[i], jex.Literal):
                 inputs[i] = object()
-                self.multiply(equation, maker.inputs[i], shift, inputs[i])
+                self.multiply(equation, maker.inputs[i], shift, inputs[i], sure=True)
         return self.write(Step(maker.equation, inputs, [out]))
 
     def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
@@ -122,9 +130,9 @@ class _Merger:
             shared: whether x may be needed as it is, too: sums are then made twice.
         """
         maker = self.maker(x)
-        if isinstance(x, jex.Literal):
-            return np.ndim(x.val) == 0 and x.val == 0
-        if maker is None or (self.uses[x] > 1 and not (shared and _is_single(maker, *_SUMS))):
+        if maker is None:
+            return isinstance(x, jex.Literal) and np.ndim(x.val) == 0 and x.val == 0
+        if self.uses[x] > 1 and not (shared and _is_single(maker, _SUMS)):
             return False
         found = _as_shift(maker)
         if found:
@@ -133,19 +141,20 @@ class _Merger:
 
     def places(self, maker: Step, shift: Shift) -> Sequence[int]:
         """The operands to multiply instead of a result; none where that would cost more."""
-        takes = [self.takes(x, shift) for x in maker.inputs]
-        if _is_single(maker, *_SUMS):
-            return (0, 1) if all(takes) else ()
-        if _is_single(maker, p.mul_p):
+        if _is_single(maker, _SUMS):
+            return (0, 1) if all(self.takes(x, shift) for x in maker.inputs) else ()
+        if _is_single(maker, _PRODUCTS):
             ranks = (np.ndim(x.aval) for x in maker.equation.invars)
-            return [i for i, rank in enumerate(ranks) if rank and takes[i]][:1]
-        return (0,) if _is_single(maker, p.div_p) and takes[0] else ()
+            takers = (i for i, r in enumerate(ranks) if r and self.takes(maker.inputs[i], shift))
+            return tuple(itertools.islice(takers, 1))
+        divides = _is_single(maker, _QUOTIENTS) and self.takes(maker.inputs[0], shift)
+        return (0,) if divides else ()
 
 
-def _is_single(step: Step, *primitives: Any) -> bool:
+def _is_single(step: Step, primitives: Collection[Any]) -> bool:
     """Whether a step applies one of these in float32."""
     equation = step.equation
-    known = equation.primitive in primitives and not step.shift
+    known = not step.shift and equation.primitive in primitives
     return known and equation.outvars[0].aval.dtype == jnp.float32
 
 
@@ -154,7 +163,7 @@ def _as_shift(step: Step) -> tuple[Any, Shift] | None:
     if step.shift:
         return step.inputs[0], step.shift
     numbers = [i for i, x in enumerate(step.inputs) if isinstance(x, jex.Literal)]
-    if len(numbers) != 1 or not _is_single(step, p.mul_p):
+    if len(numbers) != 1 or not _is_single(step, _PRODUCTS):
         return None
     [i] = numbers
     known = np.ndim(step.inputs[i].val) == 0 and step.inputs[i].val != 0

@@ -9,9 +9,10 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from scalify_cli.core.exponents import Exponents, Request, exponent_p
+from scalify_cli.core.exponents import Exponents, Request, exponent_p, forget, request_of
 from scalify_cli.core.interpreter import bind, named
 from scalify_cli.core.merge import Step, merged, sources
+from scalify_cli.core.values import numbers_split_once
 
 
 def settled(f: Callable) -> Callable:
@@ -22,8 +23,10 @@ def settled(f: Callable) -> Callable:
 
     @functools.wraps(f)
     def run(*args: Any) -> Any:
-        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        with numbers_split_once():
+            closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
         outputs = _Evaluation(closed, jax.tree.leaves(args)).run()
+        forget(closed.jaxpr)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return run
@@ -119,7 +122,7 @@ def _key(step: Step) -> Any:
 def _request(step: Step) -> tuple[Any, Request]:
     """What a step asks for, by its name."""
     if step.shift is None:
-        return _key(step), Request(*(step.equation.params[name] for name in Request._fields))
+        return _key(step), request_of(step.equation)
     scale, number = step.shift
     scale = scale**-1 if _divides(step) else scale
     return _key(step), Request((scale,), np.dtype("float32"), (), number)

@@ -1,7 +1,9 @@
 """``scalify(f)``: f with a scale propagated beside every float value (Scalify, Algorithm 1)."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -29,10 +31,13 @@ _KEEPS_VALUE = {
     *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.copy_p),
     *(p.convert_element_type_p, p.stop_gradient_p),
 }
-_FOLDS = {
-    *(p.add_p, p.sub_p, p.mul_p, p.div_p, p.neg_p, p.max_p, p.min_p, p.square_p, p.integer_pow_p),
-    *(p.sqrt_p, p.rsqrt_p, p.pow_p, p.exp_p, p.log_p),
+_FOLDS = {p.integer_pow_p, p.rsqrt_p, p.pow_p, p.exp_p, p.log_p}
+_FOLDS_EXACTLY: dict[Any, Callable] = {
+    **{p.add_p: np.add, p.sub_p: np.subtract, p.mul_p: np.multiply, p.div_p: np.divide},
+    **{p.neg_p: np.negative, p.max_p: np.maximum, p.min_p: np.minimum},
+    **{p.square_p: np.square, p.sqrt_p: np.sqrt},
 }
+"""IEEE 754 leaves no choice of the result; NumPy has it without compiling anything."""
 
 
 _TAKES_SCALE = {p.mul_p, p.div_p, p.select_n_p}
@@ -74,7 +79,20 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
         values = [x.value(parts) for x, parts in zip(inputs, arrays, strict=True)]
         return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
-    return settled(evaluated)([x.arrays for x in inputs])
+    with _no_collection():
+        return settled(evaluated)([x.arrays for x in inputs])
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A trace makes much and frees it itself: looking through all of it takes as long again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def run(
@@ -145,8 +163,9 @@ def _loose(rule: Callable) -> Callable:
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
     if equation.primitive is p.convert_element_type_p and _known_number(operands[0]):
-        with jax.ensure_compile_time_eval():
-            return [constant(bind(equation, operands)[0])]
+        number, aval = np.asarray(operands[0]), equation.outvars[0].aval
+        if is_float(aval) or not is_float(number):
+            return [constant(number.astype(aval.dtype))]
     return bind(equation, [plain(x) for x in operands])
 
 
@@ -167,6 +186,11 @@ def _uniform(equation: Any, *operands: Uniform) -> list[Any]:
     aval = equation.outvars[0].aval
     if equation.primitive in _KEEPS_VALUE and is_float(aval):
         return [Uniform(operands[0].value, aval.shape, aval.dtype)]
+    if equation.primitive in _FOLDS_EXACTLY:
+        numbers = [np.float32(x.value) for x in operands]
+        with np.errstate(all="ignore"):
+            value = _FOLDS_EXACTLY[equation.primitive](*numbers)
+        return [Uniform(float(value), aval.shape, aval.dtype)]
     if equation.primitive in _FOLDS:
         with jax.ensure_compile_time_eval():
             value = bind(equation, [np.float32(x.value) for x in operands])[0]

@@ -7,7 +7,9 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -184,6 +186,29 @@ def promote(x: Any) -> Scaled:
         return Scaled(jnp.full(x.shape, mantissa, x.dtype), scale)
     if np.size(x) != 1:
         return Scaled(x, ONE)
+    known = _split_numbers.get()
+    if known is None:
+        return _split(x)
+    if id(x) not in known:
+        known[id(x)] = x, _split(x)
+    return known[id(x)][1]
+
+
+_split_numbers: ContextVar[dict[int, tuple[Any, Scaled]] | None]
+_split_numbers = ContextVar("_split_numbers", default=None)
+
+
+@contextmanager
+def numbers_split_once() -> Iterator[None]:
+    """Within one trace, a scalar that several equations read is taken apart once."""
+    token = _split_numbers.set({})
+    try:
+        yield
+    finally:
+        _split_numbers.reset(token)
+
+
+def _split(x: Any) -> Scaled:
     wide = x.astype(wide_dtype(x.dtype))
     power = power_below(wide.astype(jnp.float32).reshape(()))
     data = lax.div(wide, power.astype(wide.dtype)).astype(x.dtype)  # not repeated by XLA

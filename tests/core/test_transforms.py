@@ -1,5 +1,8 @@
 """``scalify`` composed with JAX's transforms, on either side, and what jit keeps and forgets."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,3 +199,29 @@ def test_a_new_scale_rule_reaches_what_was_compiled_before():
     check(step(scaled()), X * TINY * 3)
     double.def_rule(lambda x: ScaledArray(x.data * 5, x.scale))
     check(step(scaled()), X * TINY * 5)
+
+
+def test_a_trace_that_is_over_is_let_go():
+    seen = []
+
+    def product(equation, x, y):
+        seen.append(weakref.ref(x.data))
+        return RULES[lax.mul_p](equation, x, y)
+
+    def f(x, y):
+        return lax.scan(lambda c, row: (c * row + y, c), x[0], x)
+
+    rules = {**RULES, lax.mul_p: product}
+    arrays = as_scaled(np.ones((3, 2), np.float32)), as_scaled(np.ones(2, np.float32))
+    jax.jit(scalify(f, rules)).trace(*arrays)
+    gc.collect()
+    assert seen
+    assert all(reference() is None for reference in seen)
+
+
+def test_the_collector_is_as_it_was():
+    for collects in (True, False):
+        (gc.enable if collects else gc.disable)()
+        jax.jit(scalify(lambda x: x * x)).trace(as_scaled(np.ones(2, np.float32)))
+        assert gc.isenabled() is collects
+    gc.enable()

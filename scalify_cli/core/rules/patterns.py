@@ -13,7 +13,6 @@ A pattern changes how a value is split, never the value.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,27 +139,18 @@ class Patterns:
                 self.gate[out] = self.bounded[other]
 
     def _find_guards(self, jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> None:
-        readers = defaultdict(list)
-        for equation in equations:
-            for x in filter(_is_variable, equation.invars):
-                readers[x].append(equation)
-        returned = set(filter(_is_variable, jaxpr.outvars))
-
-        def guards(x: Any) -> bool:
-            """Whether x is only divided by, or the argument of a root."""
-            return x not in returned and all(
-                e.primitive in _ROOTS
-                or (e.primitive is p.div_p and x is e.invars[1] and x is not e.invars[0])
-                or (e.primitive in _SHAPES and guards(e.outvars[0]))
-                for e in readers[x]
-            )
-
+        """Small numbers that are added to what is only divided by, or the argument of a root."""
+        read = set(filter(_is_variable, jaxpr.outvars))  # otherwise than that
+        for e in reversed(equations):
+            passes = e.primitive in _ROOTS or (e.primitive in _SHAPES and e.outvars[0] not in read)
+            operands = e.invars[:1] if e.primitive is p.div_p else () if passes else e.invars
+            read.update(filter(_is_variable, operands))
         self.guards = {
             id(e)
             for e in equations
             if e.primitive is p.add_p
+            and e.outvars[0] not in read
             and any(0 < _number(x) <= _LARGEST_GUARD for x in e.invars)
-            and guards(e.outvars[0])
         }
 
 
