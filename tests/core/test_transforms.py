@@ -205,7 +205,7 @@ def test_a_trace_that_is_over_is_let_go():
     seen = []
 
     def product(equation, x, y):
-        seen.append(weakref.ref(x.data))
+        seen.append(weakref.ref((x.scale * y.scale).factor()))
         return RULES[lax.mul_p](equation, x, y)
 
     def f(x, y):
