@@ -1,9 +1,11 @@
 """From the points of a sweep to their ends: plan, ask, launch, follow, sum up."""
 
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from scalify_cli.tracking.sweep_directory import SweepDirectory
 
 _MANY = 50  # points; more of them, and a person is asked
 _MOST_SHOWN = 10  # points refused for the same reason
+_GROUP = "WANDB_RUN_GROUP"  # of the environment, which runs inherit here and in SLURM's queue
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def launch(planned: Plan, folder: Path, request: SweepRequest) -> int:
         if planned.wanted:
             launcher = _launcher(planned.wanted)
             events = recorded(launcher.launch(_tasks(planned, request), folder, queue))
-            with display(follower, live=live):
+            with _group(folder.name), display(follower, live=live):
                 follow(events, follower)
         if not follower.stopped and not request.detach:
             wait_for(planned.cells, request.runs_dir, request.say)
@@ -106,6 +109,18 @@ def launch(planned: Plan, folder: Path, request: SweepRequest) -> int:
         to_stderr(f"left alone; `scalify status {folder.name}` tells how it goes on")
         return 130
     return follower.stopped or int(bool(follower.failed))
+
+
+@contextmanager
+def _group(name: str) -> Iterator[None]:
+    """W&B shows the runs that are started meanwhile as one group, unless they are told another."""
+    named = _GROUP in os.environ or name.startswith(".")
+    try:
+        os.environ.update({} if named else {_GROUP: name})
+        yield
+    finally:
+        if not named:
+            del os.environ[_GROUP]
 
 
 def _plan(cells: Sequence[Cell], request: SweepRequest) -> Plan:

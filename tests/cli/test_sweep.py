@@ -126,6 +126,18 @@ def test_what_is_started_could_have_been_typed(scalify, runs, tmp_path):
     assert runs.commands == [(sys.executable, "-m", "scalify_cli", "run", *words, *options)]
 
 
+@pytest.mark.parametrize(("told", "group"), [(None, "mine"), ("other", "other")])
+def test_the_runs_of_a_sweep_are_a_group_in_wandb(scalify, runs, monkeypatch, told, group):
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    if told:
+        monkeypatch.setenv("WANDB_RUN_GROUP", told)
+    runs.scripts["seed=0"] = f'echo "$WANDB_RUN_GROUP" > group\n{DONE}'
+    scalify("sweep", "seed=0", "model=gpt_nano", "--name", "mine")
+    [found] = Path("runs").glob("*/group")
+    assert found.read_text() == f"{group}\n"
+    assert os.environ.get("WANDB_RUN_GROUP") == told
+
+
 def test_points_that_are_the_same_run_are_run_once(scalify, runs):
     result = scalify("sweep", "tags=[a],[b]", "model=gpt_nano")
     assert result.err.splitlines()[:2] == [
