@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from scalify_cli.core.powers import MIN_EXPONENT, exp2, log2_floor
+from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2, log2_floor
 
 SMALLEST_SCALE = 2.0**-126
 
@@ -77,7 +77,7 @@ def as_scaled(tree: Any, scale: Any = None) -> Any:
         tree: arrays, or a pytree of arrays.
         scale: the scale of every leaf, rounded down to a power of two. ``None`` takes the power of
             two at or below the values' root mean square where they are concrete, else 1. Zeros
-            have any scale, and take the smallest.
+            have any scale, and take a small one: others need not make room for them.
 
     Raises:
         ValueError: the scale is known and is not a positive number.
@@ -103,6 +103,11 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def is_narrow(dtype: Any) -> bool:
+    """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
+    return jnp.finfo(dtype).maxexp <= MAX_EXPONENT
+
+
 def is_float(x: Any) -> bool:
     """Whether x (an array or a Python scalar) is of a real floating dtype."""
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
@@ -126,7 +131,12 @@ def _scale_of(x: jax.Array) -> float:
     if _is_tracer(x) or x.size == 0:
         return 1.0
     unit, relative = (float(y) for y in _root_mean_square(x))
-    return SMALLEST_SCALE if relative == 0 else _floor_power_of_two(unit * relative)
+    return _scale_of_zeros(x.dtype) if relative == 0 else _floor_power_of_two(unit * relative)
+
+
+def _scale_of_zeros(dtype: Any) -> float:
+    """Far below others; where data has float32's range, not so far that 1/0 crowds them out."""
+    return SMALLEST_SCALE if is_narrow(dtype) else 2.0**-40
 
 
 @jax.jit

@@ -21,7 +21,7 @@ from jax.core import Tracer
 
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2_once, power_below
 from scalify_cli.core.scale import ONE, Relation, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import ScaledArray, is_float, wide_dtype
+from scalify_cli.core.scaled_array import ScaledArray, is_float, is_narrow, wide_dtype
 
 _HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them
 
@@ -226,11 +226,6 @@ def times(data: Any, scale: Scale | None) -> Any:
         return wide.astype(data.dtype)
     narrow = np.asarray(factor, data.dtype) if scale.static else factor.astype(data.dtype)
     return lax.mul(data, narrow)
-
-
-def is_narrow(dtype: Any) -> bool:
-    """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
-    return _top(dtype) < MAX_EXPONENT
 
 
 def _top(dtype: Any) -> int:

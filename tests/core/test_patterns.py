@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from scalify_cli.core import ScaledArray, scalify, unscale
+from scalify_cli.core import ScaledArray, as_scaled, scalify, unscale
 
 X = np.linspace(-3, 3, 16, dtype=np.float32)
 ERROR = {"float32": 2.0**-19, "bfloat16": 2.0**-6, "float16": 2.0**-8}
@@ -139,3 +139,29 @@ def test_merged_multiplications_change_no_bit(scales):
     got, wanted = jax.jit(scalify(f))(*values), f(*map(unscale, values))
     for x, y in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(unscale(x), y)
+
+
+FAR = {
+    "gated, cubed": (lambda a, b: (jax.nn.silu(a) * b) ** 3, (-60, 60)),
+    "gated, cubed the other way": (lambda a, b: (jax.nn.silu(a) * b) ** 3, (40, -40)),
+    "guard of a fourth power": (lambda x, _: 1 / (x**4 + 1e-6), (-60, 0)),
+    "guard of a square": (lambda x, _: x / jnp.sqrt(jnp.mean(x * x) + 1e-6), (-60, 0)),
+    "quotient by nothing, not chosen": (lambda x, y: jnp.where(x > -9, x, y / 0), (-30, 10)),
+}
+
+
+@pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(("f", "exponents"), FAR.values(), ids=FAR.keys())
+def test_scales_far_apart_lose_nothing(way, f, exponents):
+    x, y = (ScaledArray(jnp.asarray(X + 0.3), 2.0**k) for k in exponents)
+    wanted = f(*unscale((x, y)))
+    np.testing.assert_allclose(unscale(way(scalify(f))(x, y)), wanted, 1e-5)
+
+
+def test_zeros_do_not_crowd_out_what_is_chosen_in_place_of_a_quotient_by_them():
+    def f(x, y, nothing):
+        return jnp.where(nothing == 0, x, y / nothing)
+
+    x = as_scaled(X)
+    zeros = as_scaled(jnp.zeros_like(X))
+    np.testing.assert_array_equal(unscale(jax.jit(scalify(f))(x, x, zeros)), X)

@@ -67,7 +67,7 @@ def test_only_float_leaves_are_scaled():
         ([0.7, 0.7], 0.5),
         ([6, 0, 0, 0], 2.0),  # root mean square 3
         ([np.inf, np.nan, 5], 4.0),
-        ([0, 0], 2.0**-126),
+        ([0, 0], 2.0**-40),
         ([2e-38, 2e-38], 2.0**-126),
         ([1.5e38, 1.5e38], 2.0**126),
         ([3e38], 2.0**126),  # a division by 2**127 would be a product with a subnormal
@@ -79,6 +79,10 @@ def test_the_scale_is_the_power_of_two_below_the_root_mean_square(values, scale)
     assert float(x.scale) == scale
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(np.float32(x.data) * np.float32(x.scale), np.float32(values))
+
+
+def test_zeros_of_a_narrow_dtype_take_the_smallest_scale():
+    assert float(as_scaled(jnp.zeros(2, jnp.float16)).scale) == 2.0**-126
 
 
 def test_a_given_scale_is_rounded_down():

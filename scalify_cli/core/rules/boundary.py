@@ -10,14 +10,13 @@ from jax import lax
 
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, clip, exp2, log2_floor
 from scalify_cli.core.scale import Scale, exponents, maximum, minimum, relations
-from scalify_cli.core.scaled_array import is_float, wide_dtype
+from scalify_cli.core.scaled_array import is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Column,
     Scaled,
     Stack,
     Uniform,
     at_scale,
-    is_narrow,
     plain,
     promote,
     times,

@@ -23,13 +23,12 @@ from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import is_float, wide_dtype
+from scalify_cli.core.scaled_array import is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
     at_scale,
     common_scale,
-    is_narrow,
     largest,
     plain,
     product_scale,

@@ -23,8 +23,8 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.interpreter import CALLED_JAXPR, live_equations
 from scalify_cli.core.rules.arithmetic import OPAQUE, SATURATING
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import is_float
-from scalify_cli.core.values import Scaled, Uniform, at_scale, is_narrow, promote, true_values
+from scalify_cli.core.scaled_array import is_float, is_narrow
+from scalify_cli.core.values import Scaled, Uniform, at_scale, promote, true_values
 
 _SHAPES = {p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.convert_element_type_p}
 _LINEAR = _SHAPES | {p.neg_p, p.copy_p, p.stop_gradient_p, p.transpose_p}
@@ -33,7 +33,8 @@ _BOUNDED = {p.tanh_p, p.logistic_p, p.erf_p, p.erfc_p}
 _ROOTS = {p.rsqrt_p, p.sqrt_p}
 _PRODUCTS, _SQUARES = {p.mul_p, p.div_p}, {p.integer_pow_p, p.square_p}
 _GATES = ("silu", "swish", "gelu", "glu")
-_LARGEST_GUARD, _HEADROOM = 2.0**-6, 7
+_LARGEST_GUARD = 2.0**-6
+_HEADROOM, _WIDE_HEADROOM = 7, 24  # binades between the scale that a gate keeps and its own
 
 
 class Patterns:
@@ -69,6 +70,8 @@ class Patterns:
         if id(equation) not in self.guards or not scaled or is_narrow(scaled[0].dtype):
             return operands
         scale = promote(scaled[0]).scale
+        if scale is None or scale.static or any(abs(n) > 2 for _, n in scale.terms):
+            return operands  # beside a fourth power it could lie beyond float32
         return [Scaled(x.data_at(scale), scale) if isinstance(x, Uniform) else x for x in operands]
 
     def gated(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
@@ -76,11 +79,9 @@ class Patterns:
         wanted = self.scales.get(self.kept.get(id(equation)))
         if wanted is None or not isinstance(outputs[0], Scaled) or outputs[0].scale is None:
             return outputs
-        x = outputs[0]
-        if x.scale is not None and is_narrow(x.dtype):
-            wanted = maximum(
-                [x.scale.shifted(-_HEADROOM), minimum(wanted, x.scale.shifted(_HEADROOM))]
-            )
+        x, scale = outputs[0], outputs[0].scale
+        room = _HEADROOM if is_narrow(x.dtype) else _WIDE_HEADROOM
+        wanted = maximum([scale.shifted(-room), minimum(wanted, scale.shifted(room))])
         return [Scaled(at_scale(x, wanted), wanted), *outputs[1:]]
 
     def _look_at(self, equation: Any) -> None:
