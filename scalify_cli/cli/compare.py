@@ -49,7 +49,7 @@ def compare(
     from scalify_cli.report import compare as report
 
     base = _pairs(baseline) if baseline else _of_sweeps(runs_dir, names)
-    keys = [key.strip() for key in by.split(",") if key.strip()] if by else []
+    keys = list(dict.fromkeys(key.strip() for key in by.split(",") if key.strip())) if by else []
     found = report.compare(chosen(runs_dir, names), by=keys, baseline=base, usual=usual())
     _note(base, found, asked=bool(baseline))
     if json or output is Output.json:

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import typer
 
 from scalify_cli.cli.detached import elsewhere, hand_over, is_requeued
 from scalify_cli.cli.errors import explain, is_disk_full
+from scalify_cli.cli.folders import check_writable
 from scalify_cli.cli.live import display
 from scalify_cli.cli.options import (
     RUNS,
@@ -100,7 +100,7 @@ def _run_together(config: "DictConfig", request: Request) -> int:
     from scalify_cli.launch.processes import run_together
     from scalify_cli.tracking.run_directory import end_lost_run
 
-    _check_writable(request.runs_dir)
+    check_writable(request.runs_dir)
     command = [sys.executable, "-m", "scalify_cli", *sys.argv[1:]]
     code, lost = run_together(command, config.launcher.processes)
     if lost and (lost.rank or lost.killed):
@@ -112,7 +112,7 @@ def _run_together(config: "DictConfig", request: Request) -> int:
 
 
 def _run(config: "DictConfig", request: Request) -> "Outcome":
-    _check_writable(request.runs_dir)
+    check_writable(request.runs_dir)
     request = _own_part(request)
     latest: dict[str, Any] = {}
     with _explaining(config, request.runs_dir, latest):
@@ -211,19 +211,6 @@ def _known_state(path: Path) -> str | None:
     from scalify_cli.report.runs import read_run
 
     return read_run(path).state if (path / "state.json").is_file() else None
-
-
-def _check_writable(runs_dir: Path) -> None:
-    """Fail before anything is computed."""
-    try:
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=runs_dir) as probe:
-            probe.write(bytes(65536))
-    except OSError as error:
-        problem = explain(error)
-        hint = problem.hint if is_disk_full(error) else "choose another folder with --runs-dir"
-        message = f"runs cannot be written to {runs_dir}: {error.strerror}"
-        raise UserError(message, hint) from error
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scalify_cli.cli.folders import check_writable
 from scalify_cli.cli.options import (
     RUNS,
     ConfigDir,
@@ -75,6 +76,8 @@ def sweep(
     """Run a grid: scalify sweep precision=fp16,fp8 scaling=none,scalify model=gpt_nano."""
     from scalify_cli.cli.sweeping import SweepRequest, sweep_points
 
+    if not dry_run:
+        check_writable(runs_dir)
     retry = {"failed": retry_failed, "diverged": retry_diverged, "cancelled": retry_cancelled}
     request = SweepRequest(
         words=tuple(words or ()),

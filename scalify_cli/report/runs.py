@@ -16,6 +16,12 @@ import yaml
 from scalify_cli.errors import UserError
 
 SILENCE_SECONDS = 120.0  # a heartbeat comes every ten
+_NUMBER = (int, float, type(None))
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("state", "host", "error", "started", "updated"), str),
+    **dict.fromkeys(("step", "steps", "pid"), int),
+    "metrics": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ def resolve(runs_dir: Path, prefix: str) -> RunInfo:
 
 def read_run(path: Path) -> RunInfo:
     """What one run directory says; tolerates missing and half-made files."""
-    status = read_json(path / "state.json")
+    found = read_json(path / "state.json")
+    status = {k: x for k, x in found.items() if isinstance(x, _KINDS.get(k, object))}
     state, error = _true_state(status)
     return RunInfo(
         id=path.name,
@@ -92,7 +99,7 @@ def read_run(path: Path) -> RunInfo:
         state=state,
         step=status.get("step") or 0,
         steps=status.get("steps") or 0,
-        metrics=status.get("metrics") or {},
+        metrics=_numbers(status.get("metrics") or {}),
         started=_time(status.get("started")),
         updated=_time(status.get("updated")),
         error=error,
@@ -103,9 +110,14 @@ def read_run(path: Path) -> RunInfo:
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a run directory's ``metrics.jsonl``, oldest first; torn lines left out."""
     for line in _read_text(path / "metrics.jsonl").splitlines():
-        record = _parse(line)
-        if "step" in record:
+        record = _numbers(_parse(line))
+        if isinstance(record.get("step"), int):
             yield record
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without the quantities that are no numbers."""
+    return {k: x for k, x in record.items() if "/" not in k or isinstance(x, _NUMBER)}
 
 
 def _true_state(status: dict[str, Any]) -> tuple[str, str | None]:

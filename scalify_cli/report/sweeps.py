@@ -48,7 +48,7 @@ def find_sweeps(runs_dir: Path) -> list[Sweep]:
 
 def read_sweep(path: Path) -> Sweep:
     """The sweep of a directory ``runs/sweeps/<name>``; tolerates what is missing."""
-    lines = _lines(path / "points.jsonl")
+    lines = [line for line in _lines(path / "points.jsonl") if {"id", "words"} <= line.keys()]
     points = [Point(line["id"], line["words"], line.get("values") or {}) for line in lines]
     baseline = _definition(path).get("baseline") or {}
     return Sweep(path.name, path, points, baseline)
@@ -146,9 +146,10 @@ def _written(file: Path) -> float:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError):
         return []
+    return [line for line in found if isinstance(line, dict)]
 
 
 def _definition(path: Path) -> dict[str, Any]:

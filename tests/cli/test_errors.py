@@ -76,9 +76,10 @@ def test_a_traceback_only_on_request(scalify, monkeypatch, ask):
     assert result.err.splitlines()[-2].startswith("error: ")
 
 
-def test_runs_dir_that_cannot_be_written(scalify, experiment, tmp_path):
+@pytest.mark.parametrize("command", [("run",), ("sweep", "smoke")])
+def test_runs_dir_that_cannot_be_written(scalify, experiment, tmp_path, command):
     (tmp_path / "file").write_text("")
-    result = scalify("run", "--runs-dir", str(tmp_path / "file" / "runs"))
+    result = scalify(*command, "--runs-dir", str(tmp_path / "file" / "runs"))
     assert result.code == 2
     assert result.err == (
         f"error: runs cannot be written to {tmp_path}/file/runs: Not a directory\n"

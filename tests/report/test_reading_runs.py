@@ -10,6 +10,7 @@ import pytest
 
 from scalify_cli.errors import UserError
 from scalify_cli.report.runs import find_runs, read_metrics, read_run, resolve
+from scalify_cli.report.sweeps import read_sweep
 from scalify_cli.tracking import RunDirectory
 
 
@@ -64,7 +65,13 @@ def test_other_states_need_no_process(tmp_path, gone):
     assert run.state == "preempted"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"updated": 3, "step": null}'])
+SPOILT = (
+    *("", "{", "[]", "null", '{"updated": 3, "step": null}', '{"state": null, "steps": "y"}'),
+    '{"metrics": [1], "error": 5, "pid": "x"}',
+)
+
+
+@pytest.mark.parametrize("text", SPOILT)
 def test_a_spoilt_state_is_no_error(tmp_path, text):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "state.json").write_text(text)
@@ -117,6 +124,18 @@ def test_no_runs_at_all_has_its_own_hint(tmp_path):
 def test_metrics_are_read_up_to_the_torn_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 2.0}\n{"step": 2')
     assert list(read_metrics(tmp_path)) == [{"step": 1, "a": 2.0}]
+
+
+def test_a_quantity_that_is_no_number_is_left_out(tmp_path):
+    lines = ('{"step": 1, "val/loss": "x", "train/loss": 2}', '{"step": "y"}')
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert list(read_metrics(tmp_path)) == [{"step": 1, "train/loss": 2}]
+
+
+def test_a_spoilt_point_of_a_sweep_is_left_out(tmp_path):
+    lines = ('{"words": []}', "3", '{"id": "abc", "words": ["seed=1"]}')
+    (tmp_path / "points.jsonl").write_text("\n".join(lines))
+    assert [point.id for point in read_sweep(tmp_path).points] == ["abc"]
 
 
 def test_reading_runs_starts_neither_jax_nor_wandb():
