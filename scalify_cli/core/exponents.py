@@ -184,7 +184,7 @@ def _scalars(vector: Any) -> list[Any]:
 
 def _largest(rows: Any, rules: Sequence[str]) -> Any:
     """The maxima of columns, each halved or clamped where its rule says so."""
-    largest = jnp.max(rows, 0) if len(rows) > 1 else rows[0]
+    largest = lax.reduce_max(rows, (0,)) if len(rows) > 1 else rows[0]
     if "root 2" in rules:
         largest = lax.shift_right_arithmetic(
             largest, np.array([r == "root 2" for r in rules], np.int32)
@@ -207,7 +207,7 @@ def _element(vector: Any, i: int) -> Any:
 
 
 RULES = {
-    "select": lambda e: jnp.where(e[0] == 0, e[1], e[2]),
+    "select": lambda e: lax.select(lax.eq(e[0], np.int32(0)), e[1], e[2]),
     "root 3": lambda e: jnp.floor_divide(e[0], np.int32(3)),
 }
 """What a derived atom is, from its operands' exponents: one row an operand, one column an atom.

@@ -35,7 +35,7 @@ def divided(dividend: Any, code: Any) -> Any:
 def exponent_of_power(x: Any) -> Any:
     """log2 of float32 powers of two, from their exponent bits."""
     bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32)
-    return lax.shift_right_logical(bits, np.int32(_MANTISSA_BITS)) - np.int32(BIAS)
+    return lax.sub(lax.shift_right_logical(bits, np.int32(_MANTISSA_BITS)), np.int32(BIAS))
 
 
 def clip(exponent: Any, low: int, high: int) -> Any:
@@ -45,9 +45,10 @@ def clip(exponent: Any, low: int, high: int) -> Any:
 
 def power_below(x: Any) -> Any:
     """The power of two at or below |x| (float32), the smallest for zero, infinities and NaN."""
-    bits = lax.bitcast_convert_type(x, jnp.int32) & np.int32(_INFINITY)
-    power = lax.bitcast_convert_type(jnp.where(bits == _INFINITY, 0, bits), jnp.float32)
-    return lax.max(power, np.float32(2.0**MIN_EXPONENT))
+    infinity = np.int32(_INFINITY)
+    bits = lax.bitwise_and(lax.bitcast_convert_type(x, jnp.int32), infinity)
+    bits = lax.select(lax.eq(bits, infinity), lax.full_like(bits, 0), bits)
+    return lax.max(lax.bitcast_convert_type(bits, jnp.float32), np.float32(2.0**MIN_EXPONENT))
 
 
 def log2_floor(x: Any) -> Any:

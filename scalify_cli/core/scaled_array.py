@@ -103,6 +103,11 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def cast(x: Any, dtype: Any) -> Any:
+    """An array in a dtype; JAX is not asked where that is its own."""
+    return x if x.dtype == dtype and not getattr(x, "weak_type", False) else x.astype(dtype)
+
+
 def is_narrow(dtype: Any) -> bool:
     """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
     return jnp.finfo(dtype).maxexp <= MAX_EXPONENT

@@ -62,10 +62,11 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
 
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
-        program = trace_call(f, args, kwargs)
-        if not any(is_scaled(x) for x in program.arguments):
-            return f(*args, **kwargs)
-        return program.rebuild(propagate(program, rules))
+        with _no_collection():
+            program = trace_call(f, args, kwargs)
+            if any(is_scaled(x) for x in program.arguments):
+                return program.rebuild(propagate(program, rules))
+        return f(*args, **kwargs)
 
     return scaled
 
@@ -79,8 +80,7 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
         values = [x.value(parts) for x, parts in zip(inputs, arrays, strict=True)]
         return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
-    with _no_collection():
-        return settled(evaluated)([x.arrays for x in inputs])
+    return settled(evaluated)([x.arrays for x in inputs])
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from jax.core import Tracer
 
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2_once, power_below
 from scalify_cli.core.scale import ONE, Relation, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import ScaledArray, is_float, is_narrow, wide_dtype
+from scalify_cli.core.scaled_array import ScaledArray, cast, is_float, is_narrow, wide_dtype
 
 _HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them
 
@@ -85,7 +85,7 @@ class Uniform:
         """Its data at a scale; rounding never makes it zero, so that it still guards a division."""
         mantissa, own = self.split()
         if own is None or scale is None or own == scale:
-            return jnp.full(self.shape, mantissa, self.dtype)
+            return lax.full(self.shape, mantissa, self.dtype)
         ratio = own / scale
         value, least = ratio.factor(mantissa), math.copysign(_least(self.dtype), mantissa)
         if not ratio.static:
@@ -96,10 +96,10 @@ class Uniform:
             value = math.copysign(math.inf, mantissa)
         else:
             value = max(value, least) if mantissa > 0 else min(value, least)
-        return jnp.full(self.shape, value, self.dtype)
+        return lax.full(self.shape, value, self.dtype)
 
     def array(self) -> Any:
-        return jnp.full(self.shape, self.value, self.dtype)
+        return lax.full(self.shape, self.value, self.dtype)
 
     def split(self) -> "tuple[float, Scale | None]":
         """``(mantissa, scale)`` with 1 <= |mantissa| < 2."""
@@ -164,17 +164,17 @@ def plain(x: Any) -> Any:
     """The true values, in x's dtype."""
     if isinstance(x, Uniform):
         return x.array()
-    return true_values(x).astype(x.dtype) if isinstance(x, Scaled) else x
+    return cast(true_values(x), x.dtype) if isinstance(x, Scaled) else x
 
 
 def true_values(x: Any) -> Any:
     """The true values in float32 (float64 stays): what an opaque function is applied to."""
     if isinstance(x, Uniform):
-        return jnp.full(x.shape, x.value, wide_dtype(x.dtype))
+        return lax.full(x.shape, x.value, wide_dtype(x.dtype))
     if not isinstance(x, Scaled):
-        return x.astype(wide_dtype(x.dtype)) if is_float(x) else x
+        return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
     x = unstack(x)
-    return times(x.data.astype(wide_dtype(x.dtype)), x.scale)
+    return times(cast(x.data, wide_dtype(x.dtype)), x.scale)
 
 
 def promote(x: Any) -> Scaled:
@@ -183,7 +183,7 @@ def promote(x: Any) -> Scaled:
         return unstack(x)
     if isinstance(x, Uniform):
         mantissa, scale = x.split()
-        return Scaled(jnp.full(x.shape, mantissa, x.dtype), scale)
+        return Scaled(lax.full(x.shape, mantissa, x.dtype), scale)
     if np.size(x) != 1:
         return Scaled(x, ONE)
     known = _split_numbers.get()
@@ -209,9 +209,9 @@ def numbers_split_once() -> Iterator[None]:
 
 
 def _split(x: Any) -> Scaled:
-    wide = x.astype(wide_dtype(x.dtype))
-    power = power_below(wide.astype(jnp.float32).reshape(()))
-    data = lax.div(wide, power.astype(wide.dtype)).astype(x.dtype)  # not repeated by XLA
+    wide = cast(x, wide_dtype(x.dtype))
+    power = power_below(cast(wide, jnp.float32).reshape(()))
+    data = cast(lax.div(wide, cast(power, wide.dtype)), x.dtype)  # not repeated by XLA
     return Scaled(data, Scale.unknown(power))
 
 
@@ -224,7 +224,7 @@ def times(data: Any, scale: Scale | None) -> Any:
     if is_narrow(data.dtype) and not (scale.static and abs(scale.constant) <= normal):
         wide = lax.mul(data.astype(jnp.float32), np.float32(factor) if scale.static else factor)
         return wide.astype(data.dtype)
-    narrow = np.asarray(factor, data.dtype) if scale.static else factor.astype(data.dtype)
+    narrow = np.asarray(factor, data.dtype) if scale.static else cast(factor, data.dtype)
     return lax.mul(data, narrow)
 
 
@@ -319,5 +319,5 @@ def unstack(x: Scaled) -> Scaled:
         return x
     stack, index = x.stacked
     factors = lax.broadcast_in_dim(stack.factors[:, index], x.shape, (0,))
-    data = lax.mul(x.data.astype(jnp.float32), factors).astype(x.dtype)
+    data = cast(lax.mul(cast(x.data, jnp.float32), factors), x.dtype)
     return Scaled(data, stack.largest[index])

@@ -23,7 +23,7 @@ from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import is_float, is_narrow, wide_dtype
+from scalify_cli.core.scaled_array import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
@@ -83,7 +83,7 @@ def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
     x, y = promote(x), promote(y)
     scale = None if x.scale is None or y.scale is None else x.scale / y.scale
     data = [widened(v).data if is_narrow(v.dtype) else v.data for v in (x, y)]
-    return [Scaled(bind(equation, data)[0].astype(x.dtype), scale)]
+    return [Scaled(cast(bind(equation, data)[0], x.dtype), scale)]
 
 
 def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | None) -> Scaled:
@@ -94,7 +94,7 @@ def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | Non
 def _as(equation: Any, data: Any) -> Any:
     """A scalar that met a uniform array takes its shape."""
     aval = equation.outvars[0].aval
-    data = data.astype(aval.dtype)
+    data = cast(data, aval.dtype)
     return data if jnp.shape(data) == aval.shape else jnp.broadcast_to(data, aval.shape)
 
 
@@ -163,14 +163,14 @@ def compares(equation: Any, *operands: Any) -> list[Any]:
 
 def widened(x: Scaled) -> Scaled:
     """x with its data in float32."""
-    return x.with_data(x.data.astype(wide_dtype(x.dtype)))
+    return x.with_data(cast(x.data, wide_dtype(x.dtype)))
 
 
 def opaque(equation: Any, *operands: Any) -> list[Any]:
     """True values in float32, the result at scale 1 in the equation's dtype."""
     outputs = bind(equation, [true_values(x) for x in operands])
     return [
-        Scaled(data.astype(var.aval.dtype), ONE) if is_float(data) else data
+        Scaled(cast(data, var.aval.dtype), ONE) if is_float(data) else data
         for data, var in zip(outputs, equation.outvars, strict=True)
     ]
 
@@ -213,7 +213,7 @@ def saturates(shrinks: bool) -> Rule:
             return opaque(equation, x)
         scale = minimum(x.scale, ONE) if shrinks else maximum([x.scale, ONE])
         wide = bind(equation, [true_values(x)])[0]
-        return [Scaled(times(wide, scale**-1).astype(x.dtype), scale)]
+        return [Scaled(cast(times(wide, scale**-1), x.dtype), scale)]
 
     return rule
 
@@ -237,8 +237,8 @@ def root(n: int, function: Callable) -> Rule:
         if x.scale is None:
             return [Scaled(function(x.data), None if n > 0 else ONE)]
         scale, rest = x.scale.root(abs(n))
-        wide = x.data if rest == ONE else times(x.data.astype(wide_dtype(x.dtype)), rest)
-        data = function(wide).astype(x.dtype)
+        wide = x.data if rest == ONE else times(cast(x.data, wide_dtype(x.dtype)), rest)
+        data = cast(function(wide), x.dtype)
         return [Scaled(data, scale if n > 0 else scale**-1)]
 
     return rule

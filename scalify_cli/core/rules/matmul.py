@@ -7,7 +7,7 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import binades, opaque
-from scalify_cli.core.scaled_array import wide_dtype
+from scalify_cli.core.scaled_array import cast, wide_dtype
 from scalify_cli.core.values import Scaled, plain, product_scale, promote
 
 
@@ -26,7 +26,7 @@ def contraction(size):
         shift = binades(size(equation.params, x.data, y.data))
         data = _divided(equation, x.data, y.data, shift, [plain(z) for z in others])
         scale = product_scale(x, y)
-        return [Scaled(data.astype(dtype), scale and scale.shifted(shift))]
+        return [Scaled(cast(data, dtype), scale and scale.shifted(shift))]
 
     return rule
 

@@ -23,7 +23,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.interpreter import CALLED_JAXPR, live_equations
 from scalify_cli.core.rules.arithmetic import OPAQUE, SATURATING
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import is_float, is_narrow
+from scalify_cli.core.scaled_array import cast, is_float, is_narrow
 from scalify_cli.core.values import Scaled, Uniform, at_scale, promote, true_values
 
 _SHAPES = {p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.convert_element_type_p}
@@ -62,7 +62,7 @@ class Patterns:
             return value
         self.scales[variable] = value.scale
         held = value.scale.static or is_narrow(value.dtype) or variable not in self.made_true
-        return value if held else Scaled(true_values(value).astype(value.dtype), ONE)
+        return value if held else Scaled(cast(true_values(value), value.dtype), ONE)
 
     def guarded(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
         """The operands of an equation, a guard at the scale of what it guards."""

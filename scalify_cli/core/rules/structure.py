@@ -19,7 +19,7 @@ from scalify_cli.core.rules.families import (
     to_the,
 )
 from scalify_cli.core.scale import Scale
-from scalify_cli.core.scaled_array import wide_dtype
+from scalify_cli.core.scaled_array import cast, wide_dtype
 from scalify_cli.core.values import Scaled, Uniform, plain, promote, times, true_values
 
 
@@ -33,8 +33,8 @@ def sums(count):
     def rule(equation, x):
         x = promote(x)
         shift = binades(int(np.prod(count(equation.params, x.shape))))
-        total = bind(equation, [x.data.astype(wide_dtype(x.dtype))])[0]
-        data = times(total, Scale(-shift)).astype(x.dtype)
+        total = bind(equation, [cast(x.data, wide_dtype(x.dtype))])[0]
+        data = cast(times(total, Scale(-shift)), x.dtype)
         return [Scaled(data, x.scale and x.scale.shifted(shift))]
 
     return rule
