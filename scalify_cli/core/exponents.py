@@ -216,32 +216,37 @@ Others are the largest of their operands, then halved (*root 2*) or clamped.
 """
 
 
-def _computed(*values: Any, given: tuple[Source, ...], **request: Any) -> Any:
+class Asked:
+    """A request as a parameter of an equation, which JAX hashes and keeps: one of its own."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.given = request.given
+
+
+def _computed(*values: Any, asked: Asked) -> Any:
     exponents = Exponents()
-    exponents.given |= zip(given, values, strict=True)
-    return exponents.compute([Request(**request)])[0]
+    exponents.given |= zip(asked.given, values, strict=True)
+    return exponents.compute([asked.request])[0]
 
 
 exponent_p = jex.Primitive("exponent")
 """A scale asked for; ``settled`` computes many of them together."""
 exponent_p.def_impl(_computed)
-exponent_p.def_abstract_eval(lambda *_, dtype, shape, **__: ShapedArray(shape, dtype))
+exponent_p.def_abstract_eval(
+    lambda *_, asked: ShapedArray(asked.request.shape, asked.request.dtype)
+)
 mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
 
 
-def asking(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
-    """The equations of a jaxpr that ask for scales."""
-    return [equation for equation in jaxpr.eqns if equation.primitive is exponent_p]
-
-
-def request_of(equation: jex.JaxprEqn) -> Request:
-    """What such an equation asks for."""
-    return Request(*(equation.params[name] for name in Request._fields))
+def asking(jaxpr: jex.Jaxpr) -> list[tuple[Asked, jex.JaxprEqn]]:
+    """What the equations of a jaxpr ask for."""
+    return [(e.params["asked"], e) for e in jaxpr.eqns if e.primitive is exponent_p]
 
 
 def forget(jaxpr: jex.Jaxpr) -> None:
     """Lets go of a trace that is over: JAX's caches keep the parameters of its equations."""
-    scales = [scale for equation in asking(jaxpr) for scale in equation.params["scales"]]
+    scales = [scale for asked, _ in asking(jaxpr) for scale in asked.request.scales]
     waiting, seen = [atom for scale in scales for atom, _ in scale.terms], set()
     while waiting:
         atom = waiting.pop()

@@ -57,7 +57,7 @@ def merged(jaxpr: jex.Jaxpr) -> list[Step]:
 
 def sources(jaxpr: jex.Jaxpr) -> dict[Source, Any]:
     """The variables of the exponents that came from outside."""
-    pairs = (zip(e.params["given"], e.invars, strict=True) for e in asking(jaxpr))
+    pairs = (zip(asked.given, equation.invars, strict=True) for asked, equation in asking(jaxpr))
     return {source: x for pair in pairs for source, x in pair}
 
 
@@ -89,9 +89,10 @@ class _Merger:
     def scale(self, x: Any) -> Scale | None:
         """The scale that x is, if it is a scale asked for."""
         maker = self.maker(x)
-        asked = maker and maker.equation.primitive is exponent_p and maker.equation.params
-        factor = asked and asked["dtype"] == jnp.float32 and asked["number"] == 1
-        return asked["scales"][0] if asked and factor else None
+        if maker is None or maker.equation.primitive is not exponent_p:
+            return None
+        asked = maker.equation.params["asked"].request
+        return asked.scales[0] if asked.dtype == jnp.float32 and asked.number == 1 else None
 
     def maker(self, x: Any) -> Step | None:
         return None if isinstance(x, jex.Literal) else self.makers.get(x)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from scalify_cli.core.exponents import RULES, Request, Source, exponent_p, merged
+from scalify_cli.core.exponents import RULES, Asked, Request, Source, exponent_p, merged
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT
 
 _MOST_PARTS = 24
@@ -250,8 +250,7 @@ def exponents(scales: Sequence[Scale | None]) -> Any:
 
 def _request(scales: Any, dtype: Any, shape: tuple[int, ...], number: float = 1.0) -> Any:
     request = Request(tuple(scales), jnp.dtype(dtype), shape, number)
-    arrays = (source.array for source in request.given)
-    return exponent_p.bind(*arrays, given=request.given, **request._asdict())
+    return exponent_p.bind(*(source.array for source in request.given), asked=Asked(request))
 
 
 _REMADE: dict[str, Callable[[Sequence[Scale]], Scale]] = {

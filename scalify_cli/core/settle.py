@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
-from scalify_cli.core.exponents import Exponents, Request, exponent_p, forget, request_of
+from scalify_cli.core.exponents import Exponents, Request, exponent_p, forget
 from scalify_cli.core.interpreter import bind, named
 from scalify_cli.core.merge import Step, merged, sources
 from scalify_cli.core.values import numbers_split_once
@@ -122,7 +122,7 @@ def _key(step: Step) -> Any:
 def _request(step: Step) -> tuple[Any, Request]:
     """What a step asks for, by its name."""
     if step.shift is None:
-        return _key(step), request_of(step.equation)
+        return _key(step), step.equation.params["asked"].request
     scale, number = step.shift
     scale = scale**-1 if _divides(step) else scale
     return _key(step), Request((scale,), np.dtype("float32"), (), number)
