@@ -21,6 +21,7 @@ GROUPS = (
 SCALARS = ("seed", "name", "tags")
 _FIELD = re.compile(r"^([A-Za-z]\w*)\s*:", re.MULTILINE)
 _COMPANY = re.compile(r"^defaults\s*:|^#\s*@package", re.MULTILINE)
+_TIME = re.compile(r"^\s*([\w-]+)\s*:\s*([1-9]\d*(?::[0-5]?\d)+)\s*(?:#.*)?$", re.MULTILINE)
 _DEFAULT = re.compile(r"^\s*-\s*(\w+):\s*(\w+)\s*$", re.MULTILINE)
 
 
@@ -39,6 +40,20 @@ def folders(config_dir: Path | None = None) -> list[Path]:
                 "check --config-dir and $SCALIFY_CONF; both are optional",
             )
     return [*chosen, shipped("conf")]
+
+
+def check_times(folder: Path) -> None:
+    """Look for what one writes as a time and YAML reads as a number, in base 60.
+
+    Raises:
+        UserError: there is one in an option's file.
+    """
+    for path in sorted(folder.glob("**/*.yaml")):
+        found = _TIME.search(path.read_text("utf-8", "replace"))
+        if found:
+            key, time = found.groups()
+            hint = f'quote it: {key}: "{time}"'
+            raise UserError(f"{path}: {key}: {time} is a number to YAML, not a time", hint)
 
 
 def options(group: str, config_dir: Path | None = None) -> list[str]:

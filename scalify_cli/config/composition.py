@@ -20,7 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from scalify_cli.config.catalogue import GROUPS, SCALARS, did_you_mean, folders, stands_alone
+from scalify_cli.config.catalogue import (
+    GROUPS,
+    SCALARS,
+    check_times,
+    did_you_mean,
+    folders,
+    stands_alone,
+)
 from scalify_cli.config.overrides import normalise, parse
 from scalify_cli.config.targets import checked, typed
 from scalify_cli.errors import UserError
@@ -80,6 +87,8 @@ class Composer:
 
     def __init__(self, config_dir: Path | None = None, *, apart: bool = False):
         self._where = folders(config_dir)
+        for folder in self._where[:-1]:
+            check_times(folder)
         self._apart = cache(lambda word: apart and _stands_alone(word, config_dir))
         self._words = cache(lambda word: normalise([word], config_dir)[0])
         self._override = cache(parse)

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import yaml
 
-from scalify_cli.config import catalogue
+from scalify_cli.config import catalogue, compose
+from scalify_cli.errors import UserError
 
 OPTIONS = [(group, option) for group in catalogue.GROUPS for option in catalogue.options(group)]
 SIZED = [("trainer/sized", option) for option in catalogue.options("trainer/sized")]
@@ -47,3 +49,16 @@ def test_the_catalogue_imports_nothing_heavy():
     code = "import sys, scalify_cli.config.catalogue; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert not {"hydra", "omegaconf", "jax", "numpy", "yaml"} & set(loaded.split())
+
+
+@pytest.mark.parametrize(("text", "refused"), [("8:00:00  # a night", True), ('"8:00:00"', False)])
+def test_a_time_that_yaml_takes_for_a_number_is_refused(tmp_path, text, refused):
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "cluster.yaml").write_text(f"defaults: [slurm]\ntime: {text}\n")
+    with pytest.raises(UserError, match="8:00:00 is a number") if refused else nullcontext():
+        config = compose(["launcher=cluster"], tmp_path)
+        assert config.launcher.time == "8:00:00"
+
+
+def test_minutes_are_minutes():
+    assert compose(["launcher=slurm", "launcher.time=90"]).launcher.time == "90"
