@@ -88,7 +88,8 @@ def _options(slurm: "Slurm", submission: Submission) -> Iterator[str]:
     yield f"--job-name={shlex.quote(submission.name)}"
     yield f"--array=0-{len(submission.commands) - 1}{limit}"
     yield f"--chdir={shlex.quote(str(submission.directory))}"
-    yield f"--output={shlex.quote(str(log_path(submission.folder, '%a')))}"
+    folder = Path(str(submission.folder).replace("%", "%%"))  # a % begins a pattern of SLURM's
+    yield f"--output={shlex.quote(str(log_path(folder, '%a')))}"
     yield "--open-mode=append"
     yield "--requeue"
     yield f"--nodes={slurm.nodes}"

@@ -76,6 +76,13 @@ def test_a_folder_with_a_blank_in_its_name_is_quoted():
     assert "export SCALIFY_SUBMISSION='/data/my runs/slurm-1'\n" in script
 
 
+def test_a_percent_sign_in_a_folders_name_is_no_pattern():
+    folder = Path("/data/s3%j/slurm-1")
+    script = render(Slurm(), Submission("n", folder, folder, [COMMAND]))
+    assert "#SBATCH --output=/data/s3%%j/slurm-1/%a.log\n" in script
+    assert "#SBATCH --chdir=/data/s3%j/slurm-1\n" in script
+
+
 def test_a_line_break_in_a_word_is_refused():
     with pytest.raises(UserError, match="line break"):
         render_tasks(Slurm(), Submission("n", HERE.folder, HERE.directory, [("a\nb",)]))
