@@ -42,8 +42,11 @@ def logs(
     if follow:
 
         def alive() -> bool:
-            starting = is_launching(runs_dir)
-            return any(is_alive(run, starting) for run in chosen(runs_dir, names))
+            starting, now = is_launching(runs_dir), chosen(runs_dir, names)
+            paths = {run.id: _log(run) for run in now}
+            for tail in tails:
+                tail.turn_to(paths.get(tail.run_id, tail.path))
+            return any(is_alive(run, starting) for run in now)
 
         _follow(tails, alive)
     return 0
@@ -88,6 +91,11 @@ class Tail:
         end = len(content) if partial else content.rfind(b"\n") + 1
         self._read += end
         return content[:end].decode("utf-8", "replace").splitlines()
+
+    def turn_to(self, path: Path) -> None:
+        """Go on with another log, from its start."""
+        if path != self.path:
+            self.path, self._read = path, 0
 
     def shown(self, line: str) -> str:
         return f"{self.run_id}  {line}" if self.named else line

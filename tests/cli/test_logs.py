@@ -45,6 +45,17 @@ def test_following_prints_what_comes_until_all_have_ended(scalify, grid, change_
     assert out.splitlines() == ["c0000005  more", "c0000006  first", "c0000005  partly"]
 
 
+def test_following_a_run_that_never_begins_prints_what_its_job_did(
+    scalify, runs_dir, slurm, change_state, monkeypatch
+):
+    folder, job = runs_dir / "bbbb3333", runs_dir / "0.log"
+    change_state(folder, state="pending", slurm_job_id="7_0", slurm_log=str(job))
+    (folder / "log.txt").unlink()
+    slurm.answers("squeue", *["7_0|RUNNING|None|n1\n"] * 2, "7_0|FAILED|NonZeroExitCode|n1\n")
+    monkeypatch.setattr(logs.time, "sleep", lambda seconds: job.write_text("no such file\n"))
+    assert scalify("logs", "bbbb", "-f").out == "no such file\n"
+
+
 def test_a_log_that_was_begun_anew_is_read_from_its_start(tmp_path):
     path = tmp_path / "log.txt"
     path.write_text("one\ntwo\n")
