@@ -77,7 +77,11 @@ def retry(
 
 
 def _retry(runs: "Sequence[RunInfo]", request: "SweepRequest") -> int:
+    from scalify_cli.cli.launchers import check_gpus
+
     parts = [(folder, part, _cells(part, request)) for folder, part in _by_sweep(runs, request)]
+    for _, _, cells in parts:
+        check_gpus(cells, request.gpus)
     counts = Counter(run.state for run in runs)
     request.say("again: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     codes = [_launch(*part, request) for part in parts]

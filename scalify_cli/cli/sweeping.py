@@ -13,14 +13,14 @@ from typing import Any
 import typer
 
 from scalify_cli.cli.follow import Follower, display, follow, to_stderr, wait_for
+from scalify_cli.cli.launchers import check_gpus, is_elsewhere, launcher_of
 from scalify_cli.cli.options import print_json
 from scalify_cli.cli.plan import Cell, Invalid, Plan, grouped, needs_force, plan, task
 from scalify_cli.cli.recording import recorded, settled
 from scalify_cli.cli.selection import tally
 from scalify_cli.cli.written import Written, read
-from scalify_cli.config import build
 from scalify_cli.errors import UserError
-from scalify_cli.launch.task import Launcher, Queue, Task
+from scalify_cli.launch.task import Queue, Task
 from scalify_cli.report.runs import RunInfo
 from scalify_cli.report.sweeps import SWEEPS, point_runs
 from scalify_cli.tracking.sweep_directory import SweepDirectory
@@ -65,13 +65,14 @@ def sweep_points(request: SweepRequest, *, dry_run: bool = False) -> int:
         UserError: the sweep cannot be read, some of it cannot be run, or it is being run already.
     """
     written = read(request.words, request.name, request.runs_dir, request.config_dir)
+    check_gpus(written.cells, request.gpus)
     if dry_run:
         _print_points(written, request)
         _refuse(written.invalid, request)
         return 0
     _refuse(written.invalid, request)
     _note_repeated(written, request)
-    if request.detach and not _elsewhere(written.cells):
+    if request.detach and not is_elsewhere(written.cells):
         return _detach(written, request)
     with SweepDirectory(request.runs_dir / SWEEPS / written.name) as directory:
         planned = _plan(written.cells, request)
@@ -99,7 +100,7 @@ def launch(planned: Plan, folder: Path, request: SweepRequest) -> int:
     )
     try:
         if planned.wanted:
-            launcher = _launcher(planned.wanted)
+            launcher = launcher_of(planned.wanted)
             events = recorded(launcher.launch(_tasks(planned, request), folder, queue))
             with _group(folder.name), display(follower, live=live):
                 follow(events, follower)
@@ -135,7 +136,7 @@ def _plan(cells: Sequence[Cell], request: SweepRequest) -> Plan:
 
 
 def _tasks(planned: Plan, request: SweepRequest) -> list[Task]:
-    elsewhere = _elsewhere(planned.wanted)
+    elsewhere = is_elsewhere(planned.wanted)
     return [
         task(
             cell,
@@ -147,22 +148,6 @@ def _tasks(planned: Plan, request: SweepRequest) -> list[Task]:
         )
         for cell in planned.wanted
     ]
-
-
-def _launcher(cells: Sequence[Cell]) -> Launcher:
-    first = cells[0]
-    for cell in cells:
-        if cell.launcher != first.launcher:
-            raise UserError(
-                "the points of this sweep name different launchers",
-                "give one launcher to all of them; a second sweep can have another",
-            )
-    return build(first.launcher, "launcher")
-
-
-def _elsewhere(cells: Sequence[Cell]) -> bool:
-    """Whether the launcher takes the runs to other machines."""
-    return bool(cells) and getattr(_launcher(cells), "elsewhere", False)
 
 
 def _refuse(invalid: Sequence[Invalid], request: SweepRequest) -> None:

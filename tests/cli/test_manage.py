@@ -211,6 +211,8 @@ def test_retry_of_a_job_uses_the_launcher_it_was_submitted_with(
     monkeypatch.setattr(sweeping, "launch", lambda planned, *rest: seen.extend(planned.wanted) or 0)
     scalify("retry", run)
     assert [cell.launcher["_target_"] for cell in seen] == ["scalify_cli.launch.Slurm"]
+    assert "SLURM chooses" in scalify("retry", run, "--gpus", "0").err
+    assert len(seen) == 1
 
 
 def test_nothing_to_retry(scalify, ended, launched):

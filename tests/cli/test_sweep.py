@@ -299,6 +299,8 @@ def test_a_recipe_that_refuses_its_scaling_is_not_possible(scalify, monkeypatch)
         (["./mine.yaml"], "mine.yaml cannot be read: No such file", "check the path"),
         (["seed=0,1", "--name", "a/b"], "'a/b' is no name for a sweep", "use letters"),
         (["seed=0,1", "--gpus", "0,0"], "--gpus 0,0 names no GPU, or one twice", "--gpus 0,1"),
+        (["seed=0,1", "launcher=slurm", "--gpus", "0"], "SLURM chooses", "launcher.gpus=1"),
+        (["seed=0,1", "launcher=slurm", "--gpus", "0", "-n"], "SLURM chooses", "launcher.gpus=1"),
         (["precison=fp8,fp16"], "2 points cannot be run", "see the reasons above"),
     ],
 )
