@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scalify_cli.cli.states import true_states
+from scalify_cli.cli.submitting import note, tell
 from scalify_cli.launch.task import Event
 from scalify_cli.report.runs import RunInfo, read_run
-from scalify_cli.tracking.cancelling import forget_cancel
-from scalify_cli.tracking.run_directory import mark, read_status
+from scalify_cli.tracking.run_directory import mark
 from scalify_cli.tracking.submission import record_code
 
 _LAST = ("failed", "preempted", "cancelled")  # states that a process may have no time to write
@@ -18,8 +18,9 @@ def recorded(events: Iterable[Event]) -> Iterator[Event]:
     for event in events:
         if event.kind == "submitting":
             record_code(Path(event.message), Path.cwd())
-        elif event.kind == "submitted":
-            _mark_pending(event)
+            note(Path(event.message), [task.path for task in event.tasks])
+        elif event.kind == "submitted" and event.task:
+            tell(event.task.path.parent)  # all of the array, with its first
         elif event.kind == "ended" and event.task and event.job_id:
             settled([read_run(event.task.path)])
         yield event
@@ -32,11 +33,3 @@ def settled(runs: Sequence[RunInfo]) -> list[RunInfo]:
         if run.state in _LAST and run.status and run.state != run.status.get("state"):
             mark(run.path, run.state, error=run.error)
     return found
-
-
-def _mark_pending(event: Event) -> None:
-    assert event.task is not None
-    path, job = event.task.path, event.job_id
-    if read_status(path).get("slurm_job_id") != job:  # else it has begun, and knows better
-        forget_cancel(path)
-        mark(path, "pending", slurm_job_id=job, slurm_log=event.message, error=None)

@@ -26,8 +26,10 @@ def chosen(runs_dir: Path, names: Sequence[str] | None) -> "list[RunInfo]":
         UserError: a name stands for nothing, or for several runs.
     """
     from scalify_cli.cli.states import true_states
+    from scalify_cli.cli.submitting import tell
     from scalify_cli.report.sweeps import everything, select
 
+    tell(runs_dir)  # first: a run that has no directory yet has one then
     return true_states(select(runs_dir, names) if names else everything(runs_dir))
 
 

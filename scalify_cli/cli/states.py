@@ -12,8 +12,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from scalify_cli.cli.submitting import tell
 from scalify_cli.launch.squeue import Job, NoAnswer, accounted, poll
-from scalify_cli.report.runs import RunInfo
+from scalify_cli.report.runs import RunInfo, read_run
 
 _OPEN = ("pending", "running", "preempted")  # SLURM may know better
 _ASKED = (*_OPEN, "failed")  # a failed job may have been requeued by hand
@@ -27,6 +28,7 @@ def true_states(runs: Sequence[RunInfo]) -> list[RunInfo]:
     ``squeue`` is asked once for all of them, ``sacct`` once for those it has forgotten; neither
     when no run was submitted to SLURM.
     """
+    runs = _told(runs)
     asked = {_job_id(run) for run in runs if _job_id(run) and _written(run) in _ASKED}
     if not asked:
         return list(runs)
@@ -38,6 +40,16 @@ def true_states(runs: Sequence[RunInfo]) -> list[RunInfo]:
     forgotten = {_job_id(run) for run in runs if _written(run) in _OPEN} & asked - set(jobs)
     jobs |= accounted(forgotten)
     return [_merged(run, jobs.get(_job_id(run))) if _job_id(run) in asked else run for run in runs]
+
+
+def _told(runs: Sequence[RunInfo]) -> list[RunInfo]:
+    """The runs, after those have learned of their jobs that did not know of them."""
+    told = {run_id for runs_dir in {run.path.parent for run in runs} for run_id in tell(runs_dir)}
+    return [_again(run) if run.id in told else run for run in runs]
+
+
+def _again(run: RunInfo) -> RunInfo:
+    return replace(read_run(run.path), words=run.words, values=run.values)
 
 
 def _merged(run: RunInfo, job: Job | None) -> RunInfo:

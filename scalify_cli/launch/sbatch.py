@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scalify_cli.launch.slurm import Slurm
 
 SCRIPT, TASKS = "job.sbatch", "tasks"
+ANSWER = "job"  # the array's id, from sbatch itself
 
 _BODY = """\
 export SCALIFY_SUBMISSION={folder}

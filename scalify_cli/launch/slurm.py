@@ -8,7 +8,15 @@ from itertools import count
 from pathlib import Path
 
 from scalify_cli.errors import UserError
-from scalify_cli.launch.sbatch import SCRIPT, TASKS, Submission, log_path, render, render_tasks
+from scalify_cli.launch.sbatch import (
+    ANSWER,
+    SCRIPT,
+    TASKS,
+    Submission,
+    log_path,
+    render,
+    render_tasks,
+)
 from scalify_cli.launch.squeue import Job, NoAnswer, cancel, largest_array, poll, submit
 from scalify_cli.launch.task import Event, Queue, Task
 
@@ -82,7 +90,8 @@ class Slurm:
         """Submit the tasks and, unless detached, tell what becomes of them until all have ended.
 
         Before each array comes ``submitting``, whose message is the folder of its script: what
-        belongs beside it can be written then.
+        belongs beside it can be written then. From there on a file says what SLURM has answered,
+        whatever becomes of this process.
 
         Raises:
             UserError: SLURM refuses a job.
@@ -130,9 +139,10 @@ class Slurm:
             submission = Submission(name, place, Path.cwd(), commands, parallel)
             (place / TASKS).write_text(render_tasks(self, submission), "utf-8")
             (place / SCRIPT).write_text(render(self, submission), "utf-8")
-            yield Event("submitting", message=str(place))
+            (place / ANSWER).touch()
+            yield Event("submitting", message=str(place), tasks=tuple(chunk))
             after = [f"--dependency=afterany:{before}"] if before and parallel else []
-            before = submit(str(place / SCRIPT), *after)
+            before = submit(place / SCRIPT, place / ANSWER, *after)
             for index, task in enumerate(chunk):
                 log = str(log_path(place, index))
                 yield Event("submitted", task, job_id=f"{before}_{index}", message=log)

@@ -2,11 +2,15 @@
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 from scalify_cli.errors import UserError
+from scalify_cli.launch.stopping import count_signals
 
 ENDED = (
     "BOOT_FAIL",
@@ -94,17 +98,25 @@ def cancel(*job_ids: str) -> None:
         _ask("scancel", "--quiet", *job_ids)
 
 
-def submit(script: str, *options: str) -> str:
+def submit(script: Path, answer: Path, *options: str) -> str:
     """Hand a script to ``sbatch``; the job's id.
 
+    ``sbatch`` writes the id into a file, and is let finish: a signal that comes meanwhile does what
+    it does when the id is there, and after SIGKILL it is there, too.
+
     Raises:
-        UserError: SLURM refuses it.
+        UserError: SLURM refuses it; the file is gone then.
     """
     try:
-        return _ask("sbatch", "--parsable", *options, script).strip().partition(";")[0]
+        with count_signals() as signals, answer.open("w") as file:
+            _ask("sbatch", "--parsable", *options, str(script), out=file)
     except NoAnswer as error:
+        answer.unlink()
         hint = f"mend the launcher's values; the script is {script}"
         raise UserError(f"the job was not taken: {error}", hint, exit_code=1) from None
+    if signals.count:
+        signal.raise_signal(signal.Signals[signals.reason])
+    return answer.read_text("utf-8").strip().partition(";")[0]
 
 
 def largest_array() -> int:
@@ -116,15 +128,18 @@ def largest_array() -> int:
     return max(1, int(found[1])) if found else _LARGEST_ARRAY
 
 
-def _ask(*command: str) -> str:
+def _ask(*command: str, out: int | TextIO = subprocess.PIPE) -> str:
+    """What a command prints; with a file for that the command is safe from Ctrl-C."""
     try:
         done = subprocess.run(
             command,
-            capture_output=True,
+            stdout=out,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=_SECONDS,
             check=False,
             env=_environment(),
+            start_new_session=out is not subprocess.PIPE,
         )
     except FileNotFoundError:
         raise NoAnswer(f"there is no {command[0]} on this machine") from None

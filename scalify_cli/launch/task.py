@@ -35,6 +35,7 @@ class Event:
         code: the exit code of the process.
         job_id: the cluster's name for it.
         message: for people.
+        tasks: all of an array's, with ``submitting``.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Event:
     code: int | None = None
     job_id: str | None = None
     message: str = ""
+    tasks: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True)

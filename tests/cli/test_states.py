@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 import pytest
 
 from scalify_cli.cli.recording import recorded, settled
+from scalify_cli.cli.selection import chosen
 from scalify_cli.cli.states import true_states
-from scalify_cli.launch.task import Event, Task
+from scalify_cli.errors import UserError
+from scalify_cli.launch import Slurm
+from scalify_cli.launch.task import Event, Queue, Task
 from scalify_cli.report.runs import read_run
 
 GONE = "error: Invalid job id specified"
@@ -130,19 +133,50 @@ def test_a_point_that_nobody_started_is_left_alone(slurm, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_submitted_run_is_pending_until_it_says_more(slurm, run):
+@pytest.fixture
+def submit(run):
+    """Begin to submit a new run and one that has failed, up to where ``sbatch`` is called."""
     path = run("failed", job="6_0", error="before").path
-    event = Event("submitted", Task(path.name, ("x",), path), job_id="7_0", message="/log")
-    list(recorded([event]))
-    status = json.loads((path / "state.json").read_text())
+    tasks = [Task(each.name, ("x",), each) for each in (path, path.with_name("bbbb2222"))]
+    events = recorded(Slurm().launch(tasks, path.parent / "sweeps" / "s", Queue(detach=True)))
+    assert next(events).kind == "submitting"
+    return tasks, events
+
+
+def test_a_submitted_run_is_pending_until_it_says_more(slurm, run, submit):
+    slurm.answers("sbatch", "7\n")
+    (task, _), events = submit
+    next(events)
+    status = json.loads((task.path / "state.json").read_text())
     assert status | {"updated": 0, "host": 0} == {
         "state": "pending",
         "slurm_job_id": "7_0",
-        "slurm_log": "/log",
+        "slurm_log": f"{task.path.parent}/sweeps/s/slurm-1/0.log",
         "error": None,
         "updated": 0,
         "host": 0,
     }
     run("done", job="7_0")
-    list(recorded([event]))
-    assert json.loads((path / "state.json").read_text())["state"] == "done"
+    list(events)
+    assert json.loads((task.path / "state.json").read_text())["state"] == "done"
+
+
+def test_a_job_is_known_though_who_submitted_it_was_killed(slurm, submit):
+    slurm.answers("squeue", "7_0|PENDING|Priority|\n7_1|RUNNING|None|n1\n")
+    (failed, new), _ = submit
+    runs_dir = failed.path.parent
+    states = lambda: [run.state for run in chosen(runs_dir, [failed.id])]  # noqa: E731
+    assert states() == ["failed"]
+    (runs_dir / "sweeps/s/slurm-1/job").write_text("7\n")  # sbatch goes on by itself
+    assert [run.state for run in chosen(runs_dir, [failed.id, new.id])] == ["pending", "running"]
+    assert read_run(new.path).status["slurm_job_id"] == "7_1"
+    assert list((runs_dir / "sweeps/.submitting").iterdir()) == []
+
+
+def test_a_refused_job_changes_no_run(slurm, submit):
+    slurm.answers("sbatch", "error: invalid partition")
+    (failed, new), events = submit
+    with pytest.raises(UserError, match="invalid partition"):
+        next(events)
+    assert [truth(read_run(failed.path)), new.path.exists()] == ["failed", False]
+    assert list((failed.path.parent / "sweeps/.submitting").iterdir()) == []

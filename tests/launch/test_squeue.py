@@ -1,5 +1,7 @@
 """Jobs as SLURM's commands tell of them."""
 
+from pathlib import Path
+
 import pytest
 
 from scalify_cli.errors import UserError
@@ -76,15 +78,25 @@ def test_a_script_is_submitted_without_an_outer_jobs_variables(slurm, monkeypatc
         (slurm.folder / "sbatch").read_text()
         + "import os; assert 'SLURM_MEM_PER_NODE' not in os.environ\n"
     )
-    assert submit("job.sbatch", "--dependency=afterany:11") == "12"
+    answer = slurm.folder / "job"
+    assert submit(Path("job.sbatch"), answer, "--dependency=afterany:11") == "12"
     assert slurm.calls == ["sbatch --parsable --dependency=afterany:11 job.sbatch"]
+
+
+def test_ctrl_c_waits_until_the_jobs_id_is_on_the_disk(slurm):
+    script = "#!/bin/sh\nkill -INT $PPID\nsleep 0.5\necho 12\n"
+    (slurm.folder / "sbatch").write_text(script)
+    with pytest.raises(KeyboardInterrupt):
+        submit(Path("job.sbatch"), slurm.folder / "job")
+    assert (slurm.folder / "job").read_text() == "12\n"
 
 
 def test_what_slurm_refuses_is_told_with_its_own_reason(slurm):
     slurm.answers("sbatch", "error: sbatch: error: invalid partition specified: gpu")
     with pytest.raises(UserError, match="invalid partition specified: gpu") as refusal:
-        submit("job.sbatch")
+        submit(Path("job.sbatch"), slurm.folder / "job")
     assert "job.sbatch" in refusal.value.hint
+    assert not (slurm.folder / "job").exists()
 
 
 @pytest.mark.parametrize(
