@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from scalify_cli.cli.submitting import tell
+from scalify_cli.launch.sbatch import cancelled_path
 from scalify_cli.launch.squeue import Job, NoAnswer, accounted, poll
 from scalify_cli.report.runs import RunInfo, read_run
 
@@ -86,6 +87,8 @@ def _after_job(run: RunInfo, job: Job) -> tuple[str, str | None]:
 def _without_job(run: RunInfo) -> tuple[str, str | None]:
     """The job is gone and nobody remembers why."""
     gone = f"job {_job_id(run)} is gone"
+    if cancelled_path(Path(run.status.get("slurm_log") or "/none")).exists():
+        return "cancelled", f"job {_job_id(run)} was CANCELLED"
     if _written(run) == "running":
         silence = time.time() - (run.updated or 0.0)
         fresh = silence < _SILENT_SECONDS

@@ -19,16 +19,23 @@ export SCALIFY_SUBMISSION={folder}
 {setup}
 # A line of the file "tasks" is a run: one that is done ends at once, one that was stopped resumes.
 eval "set -- $(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$SCALIFY_SUBMISSION/tasks")"
+cancelled=$SCALIFY_SUBMISSION/$SLURM_ARRAY_TASK_ID.cancelled
+rm -f "$cancelled"
 trap : TERM  # scancel reaches the run, which writes a checkpoint; this script waits for it
 {srun} "$@"
 code=$?
 
 # 75: stopped with a checkpoint; 143: before there was anything to save. A job that still runs was
-# warned of its time limit or of a preemption, and queues again; one that was cancelled does not.
+# warned of its time limit or of a preemption, and queues again; one that was cancelled does not,
+# and leaves word of it, for SLURM forgets: it ends for no reason, not preempted and not requeued.
 job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # the array's own number would mean all of it
-if [[ $code == 75 || $code == 143 ]] && ((${{SLURM_RESTART_COUNT:-0}} < {max_requeues})); then
-  if [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
-    scontrol requeue "$job"
+if [[ $code == 75 || $code == 143 ]]; then
+  restarts=${{SLURM_RESTART_COUNT:-0}}
+  told=$(scontrol --oneliner show job "$job")
+  if [[ $told == *" JobState=RUNNING "* ]]; then
+    ((restarts < {max_requeues})) && scontrol requeue "$job"
+  elif [[ $told == *" JobState=C"*" Reason=None "*" Restarts=$restarts "* ]]; then
+    [[ $told == *" PreemptTime="[0-9]* ]] || touch "$cancelled"
   fi
 fi
 exit $code
@@ -82,6 +89,11 @@ def render_tasks(slurm: "Slurm", submission: Submission) -> str:
 def log_path(folder: Path, index: int | str) -> Path:
     """Where the output of a task of the array goes."""
     return folder / f"{index}.log"
+
+
+def cancelled_path(log: Path) -> Path:
+    """Where a task leaves word that it was cancelled."""
+    return log.with_suffix(".cancelled")
 
 
 def _options(slurm: "Slurm", submission: Submission) -> Iterator[str]:

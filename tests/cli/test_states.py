@@ -107,6 +107,15 @@ def test_what_nobody_remembers_is_told_by_its_silence(
     assert state != "failed" or str(log) in (found.error or "")
 
 
+def test_what_was_cancelled_stays_so_when_nobody_remembers(slurm, run, tmp_path):
+    slurm.answers("squeue", GONE)
+    log = tmp_path / "0.log"
+    stopped = run("preempted", slurm_log=str(log))
+    assert truth(stopped) == "preempted"
+    (tmp_path / "0.cancelled").touch()
+    assert truth(stopped) == "cancelled"
+
+
 def test_a_controller_that_is_down_changes_nothing(slurm, run, capsys):
     slurm.answers("squeue", "error: Unable to contact the controller of this test")
     assert [truth(run("pending")), truth(run("running"))] == ["pending", "running"]

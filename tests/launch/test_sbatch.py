@@ -3,6 +3,7 @@
 ``python tests/launch/test_sbatch.py`` writes them anew.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -86,6 +87,38 @@ def test_a_percent_sign_in_a_folders_name_is_no_pattern():
 def test_a_line_break_in_a_word_is_refused():
     with pytest.raises(UserError, match="line break"):
         render_tasks(Slurm(), Submission("n", HERE.folder, HERE.directory, [("a\nb",)]))
+
+
+@pytest.mark.parametrize(
+    ("told", "restarts", "requeued", "cancelled"),
+    [
+        ("RUNNING Reason=None Dependency=(null) Requeue=1 Restarts=0 BatchFlag=1", "", True, False),
+        (
+            "RUNNING Reason=None Dependency=(null) Requeue=1 Restarts=9 BatchFlag=1",
+            "9",
+            False,
+            False,
+        ),
+        ("COMPLETING Reason=None Requeue=1 Restarts=0 x PreemptTime=None y", "", False, True),
+        ("COMPLETING Reason=None Requeue=1 Restarts=2 BatchFlag=1", "2", False, True),
+        ("COMPLETING Reason=None Requeue=1 Restarts=1 BatchFlag=1", "", False, False),
+        ("COMPLETING Reason=TimeLimit Requeue=1 Restarts=0 BatchFlag=1", "", False, False),
+        ("COMPLETING Reason=None Restarts=0 x PreemptTime=2026-11-23T10:27:57 y", "", False, False),
+    ],
+)
+def test_a_stopped_job_queues_again_or_leaves_word_that_it_was_cancelled(
+    slurm, tmp_path, told, restarts, requeued, cancelled
+):
+    (slurm.folder / "srun").write_text("#!/bin/sh\nexit 75\n")
+    (slurm.folder / "srun").chmod(0o755)
+    slurm.answers("scontrol", f"JobId=8 ArrayJobId=7 ArrayTaskId=0 JobState={told}\n")
+    (tmp_path / "tasks").write_text("run\n")
+    script = render(Slurm(max_requeues=9), Submission("n", tmp_path, tmp_path, [COMMAND]))
+    ours = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": restarts}
+    done = subprocess.run(["bash"], input=script, text=True, env=os.environ | ours, check=False)
+    assert done.returncode == 75
+    assert ("scontrol requeue 7_0" in slurm.calls) == requeued
+    assert (tmp_path / "0.cancelled").exists() == cancelled
 
 
 @pytest.mark.parametrize(

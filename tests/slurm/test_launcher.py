@@ -50,6 +50,7 @@ def test_a_job_near_its_time_limit_queues_again_and_goes_on(cluster, tmp_path):
     assert {message.split()[-1] for message in ended.values()} == {"COMPLETED"}
     for index in range(2):
         assert (tmp_path / "t" / str(index)).read_text() == "start\nstart 1\n"
+        assert not (tmp_path / "s/slurm-1" / f"{index}.cancelled").exists()
 
 
 def test_a_job_that_is_cancelled_does_not_queue_again(cluster, tmp_path):
@@ -60,6 +61,7 @@ def test_a_job_that_is_cancelled_does_not_queue_again(cluster, tmp_path):
             cluster.client("scancel", "--me")
         messages.append(event.message)
     assert messages[-1].endswith("is CANCELLED")
+    assert (tmp_path / "s/slurm-1/0.cancelled").exists()
     assert (tmp_path / "t/0").read_text() == "start\n"
 
 
