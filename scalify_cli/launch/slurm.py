@@ -23,7 +23,8 @@ class Slurm:
     """What every job asks for; what is None is left to the cluster.
 
     Args:
-        partition, account, qos, time, memory, constraint: as ``sbatch`` takes them.
+        partition, account, qos, time, memory, constraint: as ``sbatch`` takes them; a time has a
+            colon or a dash in it.
         gpus: of a node, as ``1`` or ``a100:2``.
         cpus: of a task.
         nodes, tasks_per_node: of one run, which is one process a task.
@@ -40,7 +41,7 @@ class Slurm:
         poll_seconds: between two questions to the cluster.
 
     Raises:
-        UserError: a count is too small, or the time limit leaves no time before the signal.
+        UserError: a count is too small, or the time limit a bare number, or over before the signal.
     """
 
     elsewhere = True  # a run asked for alone is submitted, too
@@ -74,6 +75,9 @@ class Slurm:
         for name in ("cpus", "parallel", "max_array_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise _wrong(name, getattr(self, name), "use 1 or more, or null")
+        if self.time is not None and self.time.strip().isdigit():
+            hint = f"write {self.time.strip()}:00 for minutes; in a file quote it, as '8:00:00'"
+            raise _wrong("time", self.time, hint)  # which YAML takes for the number 28800
         if self.time is not None and _seconds(self.time) <= self.signal_seconds:
             hint = f"use launcher.signal_seconds=N with N below {_seconds(self.time)}"
             raise _wrong("time", self.time, f"it is over before the signal; {hint}")
@@ -186,5 +190,5 @@ def _seconds(text: str) -> float:
     if found["days"]:
         hours, minutes, seconds = [*numbers, 0, 0][:3]
         return ((int(found["days"]) * 24 + hours) * 60 + minutes) * 60 + seconds
-    hours, minutes, seconds = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
+    hours, minutes, seconds = [0, *numbers][-3:]
     return (hours * 60 + minutes) * 60 + seconds

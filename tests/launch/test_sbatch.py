@@ -86,7 +86,8 @@ def test_a_line_break_in_a_word_is_refused():
     [
         ({"nodes": 0}, "launcher.nodes=0"),
         ({"cpus": 0}, "launcher.cpus=0"),
-        ({"time": "2"}, "launcher.time=2"),
+        ({"time": "2:00"}, "launcher.time=2:00"),
+        ({"time": "28800"}, "launcher.time=28800"),
         ({"time": "1:30"}, "launcher.time=1:30"),
         ({"time": "0-00:01"}, "launcher.time=0-00:01"),
     ],
@@ -96,7 +97,7 @@ def test_values_that_cannot_work_are_refused(values, message):
         Slurm(**values)
 
 
-@pytest.mark.parametrize("limit", ["3", "2:01", "0:02:01", "1-0", "0-1:00:00", "UNLIMITED"])
+@pytest.mark.parametrize("limit", ["3:00", "2:01", "0:02:01", "1-0", "0-1:00:00", "UNLIMITED"])
 def test_a_limit_leaves_time_before_the_signal(limit):
     assert Slurm(time=limit).time == limit
 

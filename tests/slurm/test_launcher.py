@@ -45,7 +45,7 @@ STOPPABLE = (
 def test_a_job_near_its_time_limit_queues_again_and_goes_on(cluster, tmp_path):
     """Every task of an array by itself: the last one goes by the number of the whole array."""
     found = tasks(tmp_path / "t", 2, STOPPABLE)
-    launcher = Slurm(time="1", signal_seconds=50, poll_seconds=0.5)
+    launcher = Slurm(time="1:00", signal_seconds=50, poll_seconds=0.5)
     ended = ends(launcher.launch(found, tmp_path / "s", Queue()))
     assert {message.split()[-1] for message in ended.values()} == {"COMPLETED"}
     for index in range(2):
