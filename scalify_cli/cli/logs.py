@@ -28,8 +28,6 @@ def logs(
     verbose: Verbose = False,
 ) -> int:
     """Print the ends of logs; of several runs with their ids before the lines."""
-    from scalify_cli.report.sweeps import is_launching
-
     runs = chosen(runs_dir, names)
     tails = [Tail(run.id, _log(run), len(runs) > 1) for run in runs]
     if not follow and not any(tail.path.exists() for tail in tails):
@@ -40,16 +38,19 @@ def logs(
         return 0
     _print(tails, lambda tail: tail.last(lines, partial=not follow))
     if follow:
-
-        def alive() -> bool:
-            starting, now = is_launching(runs_dir), chosen(runs_dir, names)
-            paths = {run.id: _log(run) for run in now}
-            for tail in tails:
-                tail.turn_to(paths.get(tail.run_id, tail.path))
-            return any(is_alive(run, starting) for run in now)
-
-        _follow(tails, alive)
+        _follow(tails, lambda: _look_again(tails, names, runs_dir))
     return 0
+
+
+def _look_again(tails: "Sequence[Tail]", names: Sequence[str], runs_dir: Path) -> bool:
+    """Turn to the logs that the runs have now; whether more may come."""
+    from scalify_cli.report.sweeps import is_launching
+
+    starting, now = is_launching(runs_dir), chosen(runs_dir, names)
+    paths = {run.id: _log(run) for run in now}
+    for tail in tails:
+        tail.turn_to(paths.get(tail.run_id, tail.path))
+    return any(is_alive(run, starting) for run in now)
 
 
 def _log(run: "RunInfo") -> Path:
