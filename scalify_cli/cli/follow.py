@@ -1,6 +1,5 @@
 """What a sweep says while it works, and what it writes for runs that cannot any more."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -129,11 +128,6 @@ def follow(events: Iterable[Event], follower: Follower) -> None:
     """Take the events until there are no more."""
     for event in events:
         follower.take(event)
-
-
-def to_stderr(text: str) -> None:
-    """A line of chatter."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _under_way(cells: Sequence[Cell], runs_dir: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -80,6 +81,39 @@ class Request:
     force: bool = False
     wandb: str | None = None
     detach: bool = False
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """One command line of ``sweep``, parsed; see its options."""
+
+    words: tuple[str, ...]
+    runs_dir: Path
+    config_dir: Path | None = None
+    name: str | None = None
+    only: str | None = None
+    limit: int | None = None
+    retry: frozenset[str] = frozenset()
+    force: bool = False
+    skip_invalid: bool = False
+    jobs: int | None = None
+    gpus: tuple[str, ...] | None = None
+    fail_fast: bool = False
+    detach: bool = False
+    wandb: str | None = None
+    yes: bool = False
+    json: bool = False
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        """A line of chatter, unless it is to be quiet."""
+        if not self.quiet:
+            to_stderr(text)
+
+
+def to_stderr(text: str) -> None:
+    """A line of chatter."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ from scalify_cli.cli.options import (
     Gpus,
     Jobs,
     RunsDir,
+    SweepRequest,
     Verbose,
     WandbOption,
     gpu_names,
@@ -24,7 +25,6 @@ from scalify_cli.errors import UserError
 
 if TYPE_CHECKING:
     from scalify_cli.cli.plan import Cell
-    from scalify_cli.cli.sweeping import SweepRequest
     from scalify_cli.report.runs import RunInfo
     from scalify_cli.report.sweeps import Point
 
@@ -54,8 +54,6 @@ def retry(
     verbose: Verbose = False,
 ) -> int:
     """Run again what failed, diverged, was cancelled or preempted; go on from checkpoints."""
-    from scalify_cli.cli.sweeping import SweepRequest
-
     asked = zip(_STATES, (failed, diverged, cancelled, preempted), strict=True)
     states = [state for state, wanted in asked if wanted] or _STATES
     found = chosen(runs_dir, names)
@@ -76,7 +74,7 @@ def retry(
     return _retry(runs, request)
 
 
-def _retry(runs: "Sequence[RunInfo]", request: "SweepRequest") -> int:
+def _retry(runs: "Sequence[RunInfo]", request: SweepRequest) -> int:
     from scalify_cli.cli.launchers import check_gpus
 
     parts = [(folder, part, _cells(part, request)) for folder, part in _by_sweep(runs, request)]
@@ -94,7 +92,7 @@ def _retry(runs: "Sequence[RunInfo]", request: "SweepRequest") -> int:
 
 
 def _launch(
-    folder: Path, runs: "Sequence[RunInfo]", cells: "list[Cell]", request: "SweepRequest"
+    folder: Path, runs: "Sequence[RunInfo]", cells: "list[Cell]", request: SweepRequest
 ) -> int:
     from scalify_cli.cli.plan import Plan
     from scalify_cli.cli.sweeping import launch
@@ -106,7 +104,7 @@ def _launch(
 
 
 def _by_sweep(
-    runs: "Sequence[RunInfo]", request: "SweepRequest"
+    runs: "Sequence[RunInfo]", request: SweepRequest
 ) -> "Iterator[tuple[Path, list[RunInfo]]]":
     """The runs of each sweep, with its folder; then those that are in none."""
     from scalify_cli.report.sweeps import SWEEPS, find_sweeps
@@ -124,7 +122,7 @@ def _at(run: "RunInfo", point: "Point") -> "RunInfo":
     return replace(run, words=tuple(point.words), values=point.values)
 
 
-def _cells(runs: "Sequence[RunInfo]", request: "SweepRequest") -> "list[Cell]":
+def _cells(runs: "Sequence[RunInfo]", request: SweepRequest) -> "list[Cell]":
     """The points that the runs are, checked again.
 
     Raises:

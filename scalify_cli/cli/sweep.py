@@ -1,7 +1,6 @@
 """``scalify sweep``: a grid of runs, planned before it starts, and started where it stopped."""
 
-import re
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,17 +14,12 @@ from scalify_cli.cli.options import (
     Jobs,
     Json,
     RunsDir,
+    SweepRequest,
     Verbose,
     WandbOption,
     Yes,
     gpu_names,
 )
-
-if TYPE_CHECKING:
-    pass
-
-_MANY = 50  # points; more of them, and a person is asked
-_NAME = re.compile(r"[\w][\w.-]*")
 
 SweepWords = Annotated[
     list[str] | None,
@@ -74,7 +68,7 @@ def sweep(
     verbose: Verbose = False,
 ) -> int:
     """Run a grid: scalify sweep precision=fp16,fp8 scaling=none,scalify model=gpt_nano."""
-    from scalify_cli.cli.sweeping import SweepRequest, sweep_points
+    from scalify_cli.cli.sweeping import sweep_points
 
     if not dry_run:
         check_writable(runs_dir)

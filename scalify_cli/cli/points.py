@@ -1,0 +1,111 @@
+"""What a sweep says of its points: which there are, which cannot be run, how they ended."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from scalify_cli.cli.options import SweepRequest, print_json, to_stderr
+from scalify_cli.cli.plan import Cell, Invalid, Plan, grouped
+from scalify_cli.cli.recording import settled
+from scalify_cli.cli.selection import tally
+from scalify_cli.cli.written import Written
+from scalify_cli.errors import UserError
+from scalify_cli.report.runs import RunInfo
+from scalify_cli.report.sweeps import SWEEPS, point_runs
+
+_MOST_SHOWN = 10  # points refused for the same reason
+
+
+def refuse(invalid: Sequence[Invalid], request: SweepRequest) -> None:
+    """List what cannot be run, and stop unless it is to be left out."""
+    if not invalid:
+        return
+    reasons = list(grouped(invalid))
+    for reason, points in reasons:
+        to_stderr(f"not possible: {reason.message}")
+        for point in points[:_MOST_SHOWN]:
+            to_stderr(f"  {shlex.join(point.words)}")
+        if len(points) > _MOST_SHOWN:
+            to_stderr(f"  and {len(points) - _MOST_SHOWN} more")
+    if not request.skip_invalid:
+        hint = reasons[0][0].hint if len(reasons) == 1 else "see the reasons above"
+        count = f"{len(invalid)} point{'s' * (len(invalid) > 1)} cannot be run"
+        raise UserError(count, f"{hint}; --skip-invalid leaves them out")
+
+
+def note_repeated(written: Written, request: SweepRequest) -> None:
+    """Say that some points are one run, which is started once."""
+    if written.repeated:
+        request.say(f"note: {written.repeated} of the points are the same run as another")
+
+
+def print_points(written: Written, planned: Plan, request: SweepRequest) -> None:
+    """Every point as a line to paste into a shell, or as JSON, and what would be started."""
+    if request.json:
+        wanted = {cell.id for cell in planned.wanted}
+        points = [
+            {**line(cell), "state": planned.states[cell.id], "start": cell.id in wanted}
+            | {"command": _command(cell, request)}
+            for cell in planned.cells
+        ]
+        refused = [{"words": it.words, "reason": it.reason.message} for it in written.invalid]
+        about = {"name": written.name, "path": request.runs_dir / SWEEPS / written.name}
+        print_json({**about, "counts": planned.counts, "points": points, "invalid": refused})
+        return
+    for cell in planned.cells:
+        typer.echo(_command(cell, request))
+    request.say(f"sweep {written.name}, {headline(planned, request)}")
+
+
+def _command(cell: Cell, request: SweepRequest) -> str:
+    """What to paste into a shell to run this point alone."""
+    options = [] if request.runs_dir == Path("runs") else ["--runs-dir", str(request.runs_dir)]
+    options += ["--config-dir", str(request.config_dir)] if request.config_dir else []
+    return shlex.join(["scalify", "run", *cell.words, *options])
+
+
+def _hint(planned: Plan, request: SweepRequest) -> str:
+    """Which option would start what is left alone, and how many are started where that differs."""
+    retryable = ("failed", "diverged", "cancelled")
+    left = [state for state in retryable if planned.counts.get(state) and not request.force]
+    flags = [f"--retry-{state}" for state in left if state not in request.retry]
+    usual = planned.counts["new"] + planned.counts.get("preempted", 0)
+    count = len(planned.wanted)
+    started = f"; {count} to start" if count != planned.counts["new"] or usual != count else ""
+    return started + (f" ({', '.join(flags)} to run those again)" if flags else "")
+
+
+def headline(planned: Plan, request: SweepRequest) -> str:
+    """How many points there are in each state, and which option starts what is left alone."""
+    return planned.headline + _hint(planned, request)
+
+
+def line(cell: Cell) -> dict[str, Any]:
+    """The point as ``points.jsonl`` and ``--json`` have it."""
+    return {"id": cell.id, "words": list(cell.words), "values": dict(cell.values)}
+
+
+def sum_up(written: Written, planned: Plan, request: SweepRequest, code: int) -> int:
+    """Say what has become of the points, and choose the exit code."""
+    runs = _runs(planned.cells, request.runs_dir)
+    states = {run.state for run in runs}
+    code = code or int("failed" in states) or (75 if "preempted" in states else 0)
+    name = written.name
+    if request.json:
+        points = [
+            {**line(cell), "state": run.state, "error": run.error, "metrics": run.metrics}
+            for cell, run in zip(planned.cells, runs, strict=True)
+        ]
+        path = request.runs_dir / SWEEPS / name
+        print_json({"name": name, "path": path, "exit_code": code, "points": points})
+    elif not request.quiet:
+        typer.echo(tally(runs))
+        typer.echo(f"details  scalify status {name}\nresults  scalify compare {name}")
+    return code
+
+
+def _runs(cells: Sequence[Cell], runs_dir: Path) -> list[RunInfo]:
+    return settled(point_runs(runs_dir, [cell.point for cell in cells]))
