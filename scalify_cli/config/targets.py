@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -36,7 +37,8 @@ def build(node: Mapping[str, Any] | DictConfig, group: str = "") -> Any:
     values = {str(key): value for key, value in node.items()}
     target = locate(group, values.pop("_target_"))
     try:
-        return target(**values)
+        with redirect_stdout(sys.stderr):  # which a user's class may print to; stdout is for data
+            return target(**values)
     except (TypeError, ValueError) as error:
         where = group or getattr(target, "__name__", "the target")
         raise UserError(f"{where}: {error}", f"see `scalify configs {group}`") from error
@@ -66,8 +68,9 @@ def _imported(key: str, module: str) -> Any:
     if here not in sys.path:
         sys.path.append(here)  # last: a file of the user's hides no installed package
     try:
-        return import_module(module)
-    except Exception as error:  # a module of the user's own may raise anything
+        with redirect_stdout(sys.stderr):
+            return import_module(module)
+    except (Exception, SystemExit) as error:  # a module of the user's own may raise anything
         raise UserError(
             f"{key} cannot be imported: {type(error).__name__}: {error}",
             f"`python -c 'import {module}'` has to work in this folder",

@@ -210,6 +210,22 @@ def test_a_module_in_the_current_folder_can_be_named(tmp_path, monkeypatch):
     assert sys.path[-1] == str(tmp_path)
 
 
+@pytest.mark.parametrize(("end", "told"), [("3", "SystemExit: 3"), ("'no'", "SystemExit: no")])
+def test_a_module_that_ends_the_process_cannot_be_imported(tmp_path, monkeypatch, end, told):
+    (tmp_path / "model_that_ends.py").write_text(f"import sys\nsys.exit({end})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"cannot be imported: {told}"):
+        compose(["model._target_=model_that_ends.model"])
+
+
+def test_what_a_module_prints_is_chatter(tmp_path, monkeypatch, capsys):
+    code = "print('imported')\ndef model():\n    print('built')\n"
+    (tmp_path / "model_that_prints.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    build(compose(["model._target_=model_that_prints.model"]).model)
+    assert capsys.readouterr() == ("", "imported\nbuilt\n")
+
+
 def test_a_class_without_a_signature_takes_anything(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: datetime.timedelta\ndays: 3\n")
