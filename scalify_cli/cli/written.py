@@ -8,8 +8,9 @@ from typing import Any
 
 from scalify_cli.cli.plan import Cell, Invalid, check, digest
 from scalify_cli.config.catalogue import did_you_mean
-from scalify_cli.config.grid import Grid, adjusted, axes, definition, expand, read_grid
+from scalify_cli.config.grid import Grid, adjusted, axes, definition, expand
 from scalify_cli.config.identity import NOT_IDENTITY
+from scalify_cli.config.sweep_file import read_grid
 from scalify_cli.errors import UserError
 from scalify_cli.report.sweeps import SWEEPS
 from scalify_cli.shipped import shipped

@@ -4,33 +4,23 @@ Every value is the right-hand side of a word in Hydra's grammar, so each point i
 that ``scalify run`` takes.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from scalify_cli.config.catalogue import did_you_mean, folders
+from scalify_cli.config.catalogue import did_you_mean, folders, is_group
 from scalify_cli.config.composition import searching
 from scalify_cli.config.identity import override as write
-from scalify_cli.config.overrides import parse
+from scalify_cli.config.overrides import check_option, parse
 from scalify_cli.errors import UserError
-
-_SHAPES = {
-    "description": (str, "text"),
-    "base": (list, "a list of words, as [model=gpt_nano]"),
-    "grid": (dict, "keys and their values, as {seed: [0, 1]}"),
-    "zip": (list, "a list of {key: [values], key: [values]}"),
-    "include": (list, "a list of {key: value}"),
-    "exclude": (list, "a list of {key: value}"),
-    "baseline": (dict, "keys and their values, as {precision: fp32}"),
-}
 
 
 @dataclass(frozen=True)
@@ -76,25 +66,6 @@ class _Word:
 _Words = tuple[_Word, ...]
 
 
-def read_grid(path: Path) -> Grid:
-    """The sweep that a YAML file describes.
-
-    Raises:
-        UserError: the file is missing, is not YAML, or has something else in it.
-    """
-    try:
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", "check the path") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {error}", "mend that file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a sweep", "a sweep has `grid:` with keys and values")
-    for key, value in content.items():
-        _check_section(path, str(key), value)
-    return Grid(**{key: value for key, value in content.items() if value is not None})
-
-
 def adjusted(grid: Grid, words: Sequence[str]) -> Grid:
     """The grid with words from the command line in place of what it says about their keys.
 
@@ -125,16 +96,20 @@ def expand(grid: Grid, config_dir: Path | None = None) -> list[GridPoint]:
 
     Raises:
         UserError: a value cannot be read, there is none, linked values differ in number, or
-            ``exclude`` or ``baseline`` speak of a key that the sweep does not set.
+            ``exclude`` or ``baseline`` speak of a key that the sweep does not set, a key has two
+            axes, or there is no point.
     """
+    _check_axes(grid)
     with searching(folders(config_dir)):
         base = tuple(word for text in grid.base for word in _one(text))
         chosen = list(_product(grid)) if grid.grid or grid.zip or not grid.include else []
         added = [words for entry in grid.include for words in _entries(entry)]
         known = {word.key for words in [base, *chosen, *added] for word in words}
-        excluded = [_condition("exclude", entry, known) for entry in grid.exclude]
-        _condition("baseline", grid.baseline, known)
+        _check_conditions(grid, known, config_dir)
+        excluded = [_condition(entry) for entry in grid.exclude]
     kept = [words for words in chosen if not any(_meets(base + words, it) for it in excluded)]
+    if not kept and not added:
+        raise UserError("the sweep's `exclude` leaves no point", "exclude less")
     return _points(base, [*kept, *added])
 
 
@@ -186,11 +161,7 @@ def _text(words: _Words, key: str) -> str | None:
     return next((word.text for word in words if word.key == key), None)
 
 
-def _condition(section: str, entry: Mapping[str, Any], known: set[str]) -> dict[str, list[Any]]:
-    for key in entry:
-        if key not in known:
-            hint = did_you_mean(str(key), sorted(known))
-            raise UserError(f"{section}: no axis or word of the sweep sets '{key}'", hint)
+def _condition(entry: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {key: [word.value for word in _words(key, value)] for key, value in entry.items()}
 
 
@@ -214,9 +185,12 @@ def _one(text: str) -> Iterator[_Word]:
     if not override.is_sweep_override():
         yield _Word(override.key_or_group, override.value(), text.lstrip("+"))
         return
-    if not override.is_discrete_sweep():
-        raise UserError(f"'{text}' has no list of values", "write range(START,STOP,STEP) or a,b,c")
-    for value in override.sweep_string_iterator():
+    try:
+        values = list(override.sweep_string_iterator())
+    except (HydraException, ArithmeticError, ValueError):  # an interval, a step of 0, a NaN
+        hint = "write range(START,STOP,STEP) or a,b,c"
+        raise UserError(f"'{text}' has no list of values", hint) from None
+    for value in values:
         yield from _one(f"{override.key_or_group}={value}")
 
 
@@ -242,14 +216,26 @@ def _check_not_linked(grid: Grid, key: str) -> None:
             )
 
 
-def _check_section(path: Path, key: str, value: Any) -> None:
-    if key not in _SHAPES:
-        raise UserError(f"{path}: a sweep has no '{key}'", did_you_mean(key, list(_SHAPES)))
-    kind, shape = _SHAPES[key]
-    entries = value if key in ("zip", "include", "exclude") and isinstance(value, list) else []
-    wrong = value is not None and not isinstance(value, kind)
-    if wrong or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path}: {key} is not {shape}", f"write {key} as {shape}")
+def _check_axes(grid: Grid) -> None:
+    if not (grid.base or grid.grid or grid.zip or grid.include):
+        hint = "write KEY=VALUE,VALUE or the name of a sweep, as smoke"
+        raise UserError("this sweep names no key and no value", hint)
+    counts = Counter([*grid.grid, *(key for group in grid.zip for key in group)])
+    twice = next((key for key, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} has two axes in `grid:` and `zip:`", "keep one of them")
+
+
+def _check_conditions(grid: Grid, known: set[str], config_dir: Path | None) -> None:
+    entries = [("baseline", grid.baseline), *(("exclude", entry) for entry in grid.exclude)]
+    for section, entry in entries:
+        for key, value in entry.items():
+            if key not in known:
+                hint = did_you_mean(str(key), sorted(known))
+                raise UserError(f"{section}: no axis or word of the sweep sets '{key}'", hint)
+            if is_group(key, config_dir):
+                for word in _words(key, value):
+                    check_option(f"{section}: {word.text}", key, word.value, config_dir)
 
 
 def _shown(value: Any) -> str:

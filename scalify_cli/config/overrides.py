@@ -41,7 +41,7 @@ def _normalise(word: str, config_dir: Path | None) -> str:
     if not is_group(key, config_dir):
         _check_first_name(word, key)
         return f"++{word.lstrip('+')}"
-    _check_option(word, key, override.value(), config_dir)
+    check_option(word, key, override.value(), config_dir)
     return word.lstrip("+")
 
 
@@ -108,7 +108,12 @@ def _check_first_name(word: str, key: str) -> None:
         raise UserError(f"'{word}': there is no '{key}'", did_you_mean(first, known))
 
 
-def _check_option(word: str, group: str, value: object, config_dir: Path | None) -> None:
+def check_option(word: str, group: str, value: object, config_dir: Path | None) -> None:
+    """Refuse a value that names no option of the group.
+
+    Raises:
+        UserError: beginning with the word.
+    """
     known = options(group, config_dir)
     if not isinstance(value, str) or not value:
         raise UserError(f"'{word}': {group} takes the name of an option", _choose(known))

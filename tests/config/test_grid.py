@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from scalify_cli.config import compose, signature
 from scalify_cli.config.catalogue import folders, stands_alone
 from scalify_cli.config.composition import Composer, searching
-from scalify_cli.config.grid import Grid, adjusted, axes, definition, expand, read_grid
+from scalify_cli.config.grid import Grid, adjusted, axes, definition, expand
 from scalify_cli.config.overrides import normalise
+from scalify_cli.config.sweep_file import read_grid
 from scalify_cli.errors import UserError
 from scalify_cli.shipped import shipped
 
@@ -148,6 +149,8 @@ def test_a_word_of_the_command_line_holds_for_included_points_too():
 
 MISTAKES = {
     "seed=interval(0,1)": "'seed=interval(0,1)' has no list of values",
+    "seed=range(0,3,0)": "'seed=range(0,3,0)' has no list of values",
+    "seed=range(0,nan)": "'seed=range(0,nan)' has no list of values",
     "seed=range(0,0)": "seed=range(0,0) names no value",
     "precision=glob(zzz*)": "precision=glob(zzz*) names no value",
     "seed=[": "'seed=[' cannot be read as key=value",
@@ -174,6 +177,34 @@ def test_a_condition_on_a_key_that_nothing_sets_is_a_mistake(section):
     assert caught.value.hint == "did you mean 'precision'?"
 
 
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid(), "this sweep names no key and no value"),
+        (Grid(grid={"seed": [0]}, exclude=[{"seed": 0}]), "the sweep's `exclude` leaves no point"),
+        (Grid(grid={"seed": [0]}, zip=[{"seed": [1]}]), "seed has two axes"),
+        (Grid(zip=[{"seed": [0]}, {"seed": [1]}]), "seed has two axes"),
+        (
+            Grid(grid={"precision": ["fp8"]}, exclude=[{"precision": ["fp8", "fp23"]}]),
+            "'exclude: precision=fp23': precision has no option 'fp23'",
+        ),
+        (
+            Grid(grid={"precision": ["fp8"]}, baseline={"precision": "fp23"}),
+            "'baseline: precision=fp23': precision has no option 'fp23'",
+        ),
+    ],
+)
+def test_a_grid_that_cannot_be_meant_is_refused(grid, message):
+    with pytest.raises(UserError) as caught:
+        expand(grid)
+    assert message in caught.value.message
+
+
+def test_a_condition_may_name_an_option_that_this_sweep_does_not_try():
+    grid = Grid(grid={"precision": ["fp8"]}, exclude=[{"precision": "fp32"}])
+    assert words(grid) == ["precision=fp8"]
+
+
 def test_linked_values_have_to_be_as_many():
     with pytest.raises(UserError, match="seed has 2, name has 1"):
         expand(Grid(zip=[{"seed": [0, 1], "name": ["a"]}]))
@@ -182,30 +213,6 @@ def test_linked_values_have_to_be_as_many():
 def test_linked_values_cannot_be_set_apart():
     with pytest.raises(UserError, match="seed goes together with name"):
         adjusted(Grid(zip=[{"seed": [0, 1], "name": ["a", "b"]}]), ["seed=3"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("gird: {seed: [1]}", "a sweep has no 'gird'"),
-        ("grid: [1]", "grid is not keys and their values"),
-        ("zip: {seed: [1]}", "zip is not a list"),
-        ("include: [1]", "include is not a list"),
-        ("- a", "is not a sweep"),
-        ("a: [", "is not YAML"),
-    ],
-)
-def test_a_file_that_is_no_sweep_says_why(tmp_path, text, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        read_grid(path)
-    assert message in caught.value.message
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.yaml cannot be read"):
-        read_grid(tmp_path / "absent.yaml")
 
 
 def test_what_is_recorded_means_the_same_points(tmp_path):
