@@ -3,17 +3,16 @@
 import subprocess
 import sys
 
-import typer
-
 from scalify_cli.cli.options import SweepRequest
+from scalify_cli.cli.plan import Plan
+from scalify_cli.cli.points import tell_started
 from scalify_cli.cli.written import Written
 from scalify_cli.report.sweeps import SWEEPS
 
 
-def go_on(written: Written, request: SweepRequest) -> int:
+def go_on(written: Written, planned: Plan, request: SweepRequest) -> int:
     """Start the same command in a session of its own, which outlives this terminal."""
     folder = request.runs_dir / SWEEPS / written.name
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "scalify_cli", "sweep", *_arguments(request)],
@@ -22,8 +21,7 @@ def go_on(written: Written, request: SweepRequest) -> int:
             stderr=log,
             start_new_session=True,
         )
-    typer.echo(f"sweep {written.name} goes on as process {process.pid}")
-    typer.echo(f"follow it with `scalify status {written.name} -w`")
+    tell_started(written, planned, request, process.pid)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from scalify_cli.cli.plan import Cell
+from scalify_cli.cli.plan import Cell, one_launcher
 from scalify_cli.config import build
 from scalify_cli.errors import UserError
 from scalify_cli.launch.task import Launcher
@@ -14,19 +14,12 @@ def launcher_of(cells: Sequence[Cell]) -> Launcher:
     Raises:
         UserError: the points name different ones, or its values are no use.
     """
-    first = cells[0]
-    for cell in cells:
-        if cell.launcher != first.launcher:
-            raise UserError(
-                "the points of this sweep name different launchers",
-                "give one launcher to all of them; a second sweep can have another",
-            )
-    return build(first.launcher, "launcher")
+    return build(one_launcher(cells), "launcher")
 
 
 def is_elsewhere(cells: Sequence[Cell]) -> bool:
     """Whether the launcher takes the runs to other machines."""
-    return bool(cells) and getattr(launcher_of(cells), "elsewhere", False)
+    return getattr(launcher_of(cells), "elsewhere", False)
 
 
 def check_gpus(cells: Sequence[Cell], gpus: Sequence[str] | None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalify_cli.cli.selection import is_alive
 from scalify_cli.cli.states import true_states
+from scalify_cli.config.catalogue import did_you_mean
 from scalify_cli.errors import UserError
 from scalify_cli.launch.task import Task
 from scalify_cli.report.sweeps import Point, point_runs
@@ -89,7 +90,8 @@ def check(
             invalid.append(Invalid(point.words, error))
             continue
         cell = _cell(point, values)
-        cells.setdefault(cell.id, cell)
+        if cells.setdefault(cell.id, cell).launcher != cell.launcher:
+            invalid.append(Invalid(point.words, _two_launchers()))
     return list(cells.values()), invalid
 
 
@@ -99,7 +101,6 @@ def plan(
     *,
     retry: Collection[str] = (),
     force: bool = False,
-    only: str | None = None,
     limit: int | None = None,
 ) -> Plan:
     """What is missing, from what the run directories say.
@@ -109,16 +110,14 @@ def plan(
         runs_dir: where their runs are.
         retry: states of ended runs that are to be run again.
         force: run every point again that is not running.
-        only: as ``matches`` takes it; the other points are left out of the plan.
         limit: start no more than this.
     """
-    kept = [cell for cell in cells if only is None or matches(cell, only)]
-    states = dict(zip([cell.id for cell in kept], states_of(kept, runs_dir), strict=True))
+    states = dict(zip([cell.id for cell in cells], states_of(cells, runs_dir), strict=True))
     startable = {"new", "preempted", *retry}
     if force:
         startable = {*_ORDER} - {"running", "pending"}
-    wanted = [cell for cell in interleaved(kept) if states[cell.id] in startable]
-    return Plan(kept, states, wanted[:limit])
+    wanted = [cell for cell in interleaved(cells) if states[cell.id] in startable]
+    return Plan(list(cells), states, wanted[:limit])
 
 
 def interleaved(cells: Sequence[Cell]) -> list[Cell]:
@@ -143,13 +142,24 @@ def states_of(cells: Sequence[Cell], runs_dir: Path) -> list[str]:
     return ["new" if idle else run.state for run, idle in zip(runs, waits, strict=True)]
 
 
-def matches(cell: Cell, pattern: str) -> bool:
-    """Whether every part of the pattern fits the point.
+def fitting(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
+    """The points that every part of the pattern fits; all where there is none.
 
     A part is a word with ``*`` and ``?`` (``precision=fp8*``) or the beginning of an id; ``!``
     before it turns it round.
+
+    Raises:
+        UserError: a part, or the pattern, fits no point.
     """
-    return all(_fits(cell, part.lstrip("!")) != part.startswith("!") for part in pattern.split())
+    kept = list(cells)
+    for part in (pattern or "").split():
+        fits = {cell.id for cell in cells if _fits(cell, part.lstrip("!"))}
+        if cells and not fits:
+            raise UserError(f"--only: no point fits '{part.lstrip('!')}'", _known(cells, part))
+        kept = [cell for cell in kept if (cell.id in fits) != part.startswith("!")]
+    if cells and not kept:
+        raise UserError(f"--only: no point fits '{pattern}'", "every part has to fit; see -n")
+    return kept
 
 
 def task(
@@ -218,6 +228,35 @@ def _combinations() -> Any:
 
 def _frozen(values: Mapping[str, Any]) -> tuple:
     return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items())
+
+
+def one_launcher(cells: Sequence[Cell]) -> Mapping[str, Any]:
+    """The launcher's values, which all of the points have.
+
+    Raises:
+        UserError: they have not.
+    """
+    if any(cell.launcher != cells[0].launcher for cell in cells):
+        raise _two_launchers()
+    return cells[0].launcher
+
+
+def _two_launchers() -> UserError:
+    return UserError(
+        "the points of this sweep name different launchers",
+        "give one launcher to all of them; a second sweep can have another",
+    )
+
+
+def _known(cells: Sequence[Cell], part: str) -> str:
+    """What could be meant by a part of a pattern that fits nothing."""
+    words = list(dict.fromkeys(word for cell in cells for word in cell.words))
+    key, equals, _ = part.lstrip("!").partition("=")
+    if not equals:
+        return "a part is KEY=VALUE, with * and ?, or the beginning of an id"
+    keys = list(dict.fromkeys(word.partition("=")[0] for word in words))
+    same = [word for word in words if word.startswith(f"{key}=")]
+    return did_you_mean(part.lstrip("!"), same) if same else did_you_mean(key, keys)
 
 
 def _fits(cell: Cell, part: str) -> bool:

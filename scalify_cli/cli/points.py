@@ -8,19 +8,21 @@ from typing import Any
 import typer
 
 from scalify_cli.cli.options import SweepRequest, print_json, to_stderr
-from scalify_cli.cli.plan import Cell, Invalid, Plan, grouped
+from scalify_cli.cli.plan import Cell, Plan, grouped
 from scalify_cli.cli.recording import settled
 from scalify_cli.cli.selection import tally
 from scalify_cli.cli.written import Written
+from scalify_cli.config.overrides import repeated
 from scalify_cli.errors import UserError
 from scalify_cli.report.runs import RunInfo
-from scalify_cli.report.sweeps import SWEEPS, point_runs
+from scalify_cli.report.sweeps import SWEEPS, point_runs, read_sweep
 
 _MOST_SHOWN = 10  # points refused for the same reason
 
 
-def refuse(invalid: Sequence[Invalid], request: SweepRequest) -> None:
-    """List what cannot be run, and stop unless it is to be left out."""
+def refuse(written: Written, request: SweepRequest) -> None:
+    """List what cannot be run, and stop unless it is to be left out and something remains."""
+    invalid = written.invalid
     if not invalid:
         return
     reasons = list(grouped(invalid))
@@ -30,14 +32,33 @@ def refuse(invalid: Sequence[Invalid], request: SweepRequest) -> None:
             to_stderr(f"  {shlex.join(point.words)}")
         if len(points) > _MOST_SHOWN:
             to_stderr(f"  and {len(points) - _MOST_SHOWN} more")
-    if not request.skip_invalid:
+    if not (request.skip_invalid and written.cells):
         hint = reasons[0][0].hint if len(reasons) == 1 else "see the reasons above"
         count = f"{len(invalid)} point{'s' * (len(invalid) > 1)} cannot be run"
+        if not written.cells:
+            raise UserError(f"{count}, and there is no other", hint)
         raise UserError(count, f"{hint}; --skip-invalid leaves them out")
 
 
+def check_name(written: Written, request: SweepRequest) -> None:
+    """See that points do not vanish from the sweep of a name unless its own file has lost them.
+
+    Raises:
+        UserError: a name that was given for this sweep is another's.
+    """
+    before = read_sweep(request.runs_dir / SWEEPS / written.name).points
+    lost = {point.id for point in before} - {cell.id for cell in written.cells}
+    what = f"{len(lost)} of the points that sweep {written.name} has"
+    if lost and request.name:
+        raise UserError(f"{what} are not in this one", "another --name keeps both")
+    if lost:
+        request.say(f"note: {what} are not in it any more; their runs are kept")
+
+
 def note_repeated(written: Written, request: SweepRequest) -> None:
-    """Say that some points are one run, which is started once."""
+    """Say which keys are given twice, and that some points are one run, which is started once."""
+    for key in repeated(request.words):
+        request.say(f"note: {key} is given twice; the last one counts")
     if written.repeated:
         request.say(f"note: {written.repeated} of the points are the same run as another")
 
@@ -93,18 +114,34 @@ def sum_up(written: Written, planned: Plan, request: SweepRequest, code: int) ->
     runs = _runs(planned.cells, request.runs_dir)
     states = {run.state for run in runs}
     code = code or int("failed" in states) or (75 if "preempted" in states else 0)
-    name = written.name
     if request.json:
-        points = [
-            {**line(cell), "state": run.state, "error": run.error, "metrics": run.metrics}
-            for cell, run in zip(planned.cells, runs, strict=True)
-        ]
-        path = request.runs_dir / SWEEPS / name
-        print_json({"name": name, "path": path, "exit_code": code, "points": points})
+        _print_runs(written, planned, runs, request, exit_code=code)
     elif not request.quiet:
         typer.echo(tally(runs))
-        typer.echo(f"details  scalify status {name}\nresults  scalify compare {name}")
+        typer.echo(f"details  scalify status {written.name}")
+        typer.echo(f"results  scalify compare {written.name}")
     return code
+
+
+def tell_started(written: Written, planned: Plan, request: SweepRequest, pid: int) -> None:
+    """Say which process goes on with the sweep."""
+    if request.json:
+        runs = _runs(planned.cells, request.runs_dir)
+        _print_runs(written, planned, runs, request, exit_code=0, pid=pid)
+    elif not request.quiet:
+        typer.echo(f"sweep {written.name} goes on as process {pid}")
+        typer.echo(f"follow it with `scalify status {written.name} -w`")
+
+
+def _print_runs(
+    written: Written, planned: Plan, runs: Sequence[RunInfo], request: SweepRequest, **more: int
+) -> None:
+    points = [
+        {**line(cell), "state": run.state, "error": run.error, "metrics": run.metrics}
+        for cell, run in zip(planned.cells, runs, strict=True)
+    ]
+    about = {"name": written.name, "path": request.runs_dir / SWEEPS / written.name}
+    print_json({**about, **more, "points": points})
 
 
 def _runs(cells: Sequence[Cell], runs_dir: Path) -> list[RunInfo]:

@@ -12,10 +12,18 @@ from scalify_cli.cli.background import go_on
 from scalify_cli.cli.follow import Follower, display, follow, wait_for
 from scalify_cli.cli.launchers import check_gpus, is_elsewhere, launcher_of
 from scalify_cli.cli.options import SweepRequest, to_stderr
-from scalify_cli.cli.plan import Cell, Plan, needs_force, plan, task
-from scalify_cli.cli.points import headline, line, note_repeated, print_points, refuse, sum_up
+from scalify_cli.cli.plan import Cell, Plan, fitting, needs_force, one_launcher, plan, task
+from scalify_cli.cli.points import (
+    check_name,
+    headline,
+    line,
+    note_repeated,
+    print_points,
+    refuse,
+    sum_up,
+)
 from scalify_cli.cli.recording import recorded
-from scalify_cli.cli.written import read
+from scalify_cli.cli.written import Written, read
 from scalify_cli.launch.task import Queue, Task
 from scalify_cli.report.sweeps import SWEEPS
 from scalify_cli.tracking.sweep_directory import SweepDirectory
@@ -31,24 +39,21 @@ def sweep_points(request: SweepRequest, *, dry_run: bool = False) -> int:
         UserError: the sweep cannot be read, some of it cannot be run, or it is being run already.
     """
     written = read(request.words, request.name, request.runs_dir, request.config_dir)
-    check_gpus(written.cells, request.gpus)
-    if dry_run:
-        print_points(written, _plan(written.cells, request), request)
-        refuse(written.invalid, request)
-        return 0
-    refuse(written.invalid, request)
     note_repeated(written, request)
-    if request.detach and not is_elsewhere(written.cells):
-        planned = _plan(written.cells, request)
-        request.say(headline(planned, request))
-        _ask(planned, request)
-        return go_on(written, request)
+    if dry_run:
+        print_points(written, _plan(written, request), request)
+    _check(written, request)
+    if dry_run:
+        return 0
     with SweepDirectory(request.runs_dir / SWEEPS / written.name) as directory:
-        planned = _plan(written.cells, request)
+        planned = _plan(written, request)
         request.say(headline(planned, request))
         _ask(planned, request)
         directory.write(written.definition, [line(cell) for cell in written.cells])
-        code = launch(planned, directory.path, request)
+        apart = request.detach and planned.wanted and not is_elsewhere(planned.wanted)
+        code = 0 if apart else launch(planned, directory.path, request)
+    if apart:
+        return go_on(written, planned, request)
     return sum_up(written, planned, request, code)
 
 
@@ -93,13 +98,21 @@ def _group(name: str) -> Iterator[None]:
             del os.environ[_GROUP]
 
 
-def _plan(cells: Sequence[Cell], request: SweepRequest) -> Plan:
+def _check(written: Written, request: SweepRequest) -> None:
+    """Refuse, before anything is written, what could not be run or would be lost."""
+    refuse(written, request)
+    cells = fitting(written.cells, request.only)
+    one_launcher(cells)
+    check_gpus(cells, request.gpus)
+    check_name(written, request)
+
+
+def _plan(written: Written, request: SweepRequest) -> Plan:
     return plan(
-        cells,
+        fitting(written.cells, request.only),
         request.runs_dir,
         retry=request.retry,
         force=request.force,
-        only=request.only,
         limit=request.limit,
     )
 

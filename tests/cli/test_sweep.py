@@ -302,6 +302,17 @@ def test_a_recipe_that_refuses_its_scaling_is_not_possible(scalify, monkeypatch)
         (["seed=0,1", "launcher=slurm", "--gpus", "0"], "SLURM chooses", "launcher.gpus=1"),
         (["seed=0,1", "launcher=slurm", "--gpus", "0", "-n"], "SLURM chooses", "launcher.gpus=1"),
         (["precison=fp8,fp16"], "2 points cannot be run", "see the reasons above"),
+        (
+            ["precison=fp8", "--skip-invalid"],
+            "1 point cannot be run, and there is no other",
+            "did you mean 'precision'?",
+        ),
+        ([], "this sweep names no key and no value", "or the name of a sweep"),
+        ([*GRID, "--only", "precison=fp8"], "no point fits 'precison=fp8'", "mean 'precision'?"),
+        ([*GRID, "--only", "!seed=10"], "no point fits 'seed=10'", "did you mean 'seed=1'?"),
+        ([*GRID, "--only", "seed=0 seed=1"], "no point fits 'seed=0 seed=1'", "see -n"),
+        ([*GRID, "--only", "zzz"], "no point fits 'zzz'", "the beginning of an id"),
+        (["launcher=local,slurm"], "1 point cannot be run", "give one launcher to all of them"),
     ],
 )
 def test_a_mistake_is_said_before_anything_starts(scalify, words, message, hint):
@@ -319,6 +330,44 @@ def test_points_of_one_sweep_share_a_launcher(scalify, runs):
     assert result.code == 2
     assert "error: the points of this sweep name different launchers\n" in result.err
     assert counts() == []
+
+
+def test_a_dry_run_refuses_two_launchers_too(scalify):
+    Path("mine.yaml").write_text("zip: [{seed: [0, 1], launcher: [local, slurm]}]\n")
+    result = scalify("sweep", "./mine.yaml", "-n")
+    assert (result.code, len(result.out.splitlines())) == (2, 2)
+    assert "error: the points of this sweep name different launchers\n" in result.err
+
+
+@pytest.mark.parametrize("words", [["-n"], []])
+def test_what_counts_once_is_noted(scalify, runs, words):
+    result = scalify("sweep", "seed=0", "seed=0,1", "tags=[a],[b]", "model=gpt_nano", *words)
+    assert result.err.splitlines()[:2] == [
+        "note: seed is given twice; the last one counts",
+        "note: 2 of the points are the same run as another",
+    ]
+
+
+@pytest.mark.parametrize("words", [["-n"], []])
+def test_a_name_is_not_given_to_other_points(scalify, runs, words):
+    scalify("sweep", "seed=0,1", "model=gpt_nano", "--name", "mine")
+    result = scalify("sweep", "seed=1,2", "model=gpt_nano", "--name", "mine", *words)
+    assert result.code == 2
+    assert result.err.splitlines()[-2:] == [
+        "error: 1 of the points that sweep mine has are not in this one",
+        "hint: another --name keeps both",
+    ]
+    assert len(read_sweep(Path("runs/sweeps/mine")).points) == 2
+    more = scalify("sweep", "seed=0,1,2", "model=gpt_nano", "--name", "mine")
+    assert (more.code, more.err.splitlines()[0]) == (0, "3 points: 1 new, 2 done")
+
+
+def test_points_that_a_sweep_s_file_has_lost_are_noted(scalify, runs):
+    for seeds in ([0, 1], [1]):
+        Path("mine.yaml").write_text(f"grid: {{seed: {seeds}}}\nbase: [model=gpt_nano]\n")
+        result = scalify("sweep", "./mine.yaml")
+    note = "note: 1 of the points that sweep mine has are not in it any more; their runs are kept"
+    assert (result.code, result.err.splitlines()[0]) == (0, note)
 
 
 def test_own_sweeps_are_found_by_name_and_by_file(scalify):
