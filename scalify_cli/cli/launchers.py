@@ -19,17 +19,16 @@ def launcher_of(cells: Sequence[Cell]) -> Launcher:
 
 def is_elsewhere(cells: Sequence[Cell]) -> bool:
     """Whether the launcher takes the runs to other machines."""
-    return bool(cells) and getattr(launcher_of(cells), "elsewhere", False)
+    return getattr(launcher_of(cells), "elsewhere", False)
 
 
 def check_gpus(cells: Sequence[Cell], gpus: Sequence[str] | None) -> None:
     """Refuse GPUs that are named for runs on other machines.
 
     Raises:
-        UserError: they are, or the points name different launchers.
+        UserError: they are.
     """
-    elsewhere = is_elsewhere(cells)
-    if gpus is not None and elsewhere:
+    if gpus is not None and is_elsewhere(cells):
         raise UserError(
             "--gpus names GPUs of this machine, and SLURM chooses where the runs go",
             "leave it out; launcher.gpus=1 asks SLURM for a GPU",

@@ -13,7 +13,7 @@ from scalify_cli.cli.folders import check_writable
 from scalify_cli.cli.follow import Follower, display, follow, wait_for
 from scalify_cli.cli.launchers import check_gpus, is_elsewhere, launcher_of
 from scalify_cli.cli.options import SweepRequest, to_stderr
-from scalify_cli.cli.plan import Plan, fitting, needs_force, plan, task
+from scalify_cli.cli.plan import Plan, fitting, needs_force, one_launcher, plan, task
 from scalify_cli.cli.points import (
     check_name,
     headline,
@@ -103,7 +103,9 @@ def _group(name: str) -> Iterator[None]:
 def _check(written: Written, request: SweepRequest) -> None:
     """Refuse, before anything is written, what could not be run or would be lost."""
     refuse(written, request)
-    check_gpus(fitting(written.cells, request.only), request.gpus)
+    cells = fitting(written.cells, request.only)
+    one_launcher(cells)
+    check_gpus(cells, request.gpus)
     check_name(written, request)
 
 
