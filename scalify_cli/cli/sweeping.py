@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from scalify_cli.cli.folders import shared_locks
 from scalify_cli.cli.follow import Follower, display, follow, to_stderr, wait_for
 from scalify_cli.cli.options import print_json
 from scalify_cli.cli.plan import Cell, Invalid, Plan, grouped, needs_force, plan, task
@@ -90,13 +91,8 @@ def launch(planned: Plan, folder: Path, request: SweepRequest) -> int:
     """
     follower = Follower(planned.wanted, request.say)
     live = sys.stderr.isatty() and not request.quiet
-    queue = Queue(
-        jobs=request.jobs,
-        gpus=request.gpus,
-        fail_fast=request.fail_fast,
-        detach=request.detach,
-        points=len(planned.cells),
-    )
+    points, locks = len(planned.cells), shared_locks()
+    queue = Queue(request.jobs, request.gpus, request.fail_fast, request.detach, points, locks)
     try:
         if planned.wanted:
             launcher = _launcher(planned.wanted)
