@@ -71,6 +71,7 @@ class _Group:
                 stdin=subprocess.PIPE,  # its end tells them of ours
                 stdout=None if rank == 0 else subprocess.DEVNULL,
                 stderr=None if rank == 0 else self.said[rank],
+                close_fds=False,  # the locks on our place are theirs too, should they outlive us
                 start_new_session=True,  # a Ctrl-C of the terminal reaches them once, through us
             )
             self.processes.append(process)

@@ -90,6 +90,12 @@ def test_each_knows_the_others_and_where_to_meet(capfd):
     assert address.startswith("127.0.0.1:")
 
 
+def test_each_holds_the_locks_that_this_process_was_given(tmp_path):
+    with (tmp_path / "lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        assert run_together(python(f"os.fstat({lock.fileno()})"), 2) == (0, None)
+
+
 def test_gpus_are_divided(monkeypatch, capfd):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9")
