@@ -106,7 +106,8 @@ def _start(task: "Task") -> None:
             stderr=output,
             start_new_session=True,
         )
-    mark(task.path, "running", host=os.uname().nodename, pid=process.pid, error=None)
+    facts = {"host": os.uname().nodename, "pid": process.pid, "started": None, "error": None}
+    mark(task.path, "running", **facts)
 
 
 def _task(run: "RunInfo", request: Request) -> "Task":

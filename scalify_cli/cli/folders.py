@@ -1,6 +1,8 @@
-"""Whether a folder can take what is to be written."""
+"""Folders that take what is to be written, or cannot."""
 
+import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from scalify_cli.cli.errors import explain, is_disk_full
@@ -22,3 +24,13 @@ def check_writable(runs_dir: Path) -> None:
         hint = problem.hint if is_disk_full(error) else "choose another folder with --runs-dir"
         message = f"runs cannot be written to {runs_dir}: {error.strerror}"
         raise UserError(message, hint) from error
+
+
+def shared_locks() -> Path | None:
+    """Where all of the user's sweeps on this machine lock GPUs; None: it cannot be written."""
+    from scalify_cli.data.cache import cache_root
+
+    folder = cache_root(None) / "places"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else None

@@ -47,10 +47,10 @@ def _of_others(runs_dir: Path, mine: set[str]) -> set[str]:
 
 
 def _check_idle(runs: "Sequence[RunInfo]", sweeps: "Sequence[Sweep]") -> None:
-    from scalify_cli.report.sweeps import launching_process
+    from scalify_cli.report.sweeps import is_being_run
 
     for sweep in sweeps:
-        if launching_process(sweep.path) is not None:
+        if is_being_run(sweep):
             hint = f"`scalify cancel {sweep.name}` first"
             raise UserError(f"sweep {sweep.name} is being run", hint)
     for run in runs:

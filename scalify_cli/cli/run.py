@@ -98,14 +98,16 @@ def _run_together(config: "DictConfig", request: Request) -> int:
     """One run in several processes of this command; says what the first of them cannot."""
     from scalify_cli.config import signature
     from scalify_cli.launch.processes import run_together
-    from scalify_cli.tracking.run_directory import end_lost_run
+    from scalify_cli.tracking.run_directory import end_lost_run, mark, read_status
 
     check_writable(request.runs_dir)
+    path = request.runs_dir / signature(config)
     command = [sys.executable, "-m", "scalify_cli", *sys.argv[1:]]
     code, lost = run_together(command, config.launcher.processes)
+    if not lost and read_status(path).get("state") == "running":  # told twice to stop
+        mark(path, "preempted")
     if lost and (lost.rank or lost.killed):
         sys.stderr.write(lost.said)
-        path = request.runs_dir / signature(config)
         end_lost_run(path, lost.message, ("running", "failed"))
         raise UserError(lost.message, "the same command goes on from the last checkpoint", code)
     return code

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from scalify_cli.cli.background import go_on
-from scalify_cli.cli.folders import check_writable
+from scalify_cli.cli.folders import check_writable, shared_locks
 from scalify_cli.cli.follow import Follower, display, follow, wait_for
 from scalify_cli.cli.launchers import check_gpus, is_elsewhere, launcher_of
 from scalify_cli.cli.options import SweepRequest, to_stderr
@@ -67,13 +67,8 @@ def launch(planned: Plan, folder: Path, request: SweepRequest) -> int:
     """
     follower = Follower(planned.wanted, request.say)
     live = sys.stderr.isatty() and not request.quiet
-    queue = Queue(
-        jobs=request.jobs,
-        gpus=request.gpus,
-        fail_fast=request.fail_fast,
-        detach=request.detach,
-        points=len(planned.cells),
-    )
+    points, locks = len(planned.cells), shared_locks()
+    queue = Queue(request.jobs, request.gpus, request.fail_fast, request.detach, points, locks)
     try:
         if planned.wanted:
             launcher = launcher_of(planned.wanted)

@@ -50,35 +50,18 @@ class Local:
         Raises:
             UserError: more runs at a time are wanted than there are GPUs.
         """
-        room = _Room(places(options, len(tasks), self.processes), folder.parent / FOLDER)
+        room = places(options, len(tasks), folder.parent / FOLDER, self.processes)
         with count_signals() as signals:
-            yield from _Line(room, deque(tasks), options.fail_fast, signals).events()
-
-
-@dataclass
-class _Room:
-    """The places, those of other sweeps' runs among them."""
-
-    places: list[Place]
-    folder: Path
-
-    def start(self, task: Task) -> subprocess.Popen | None:
-        """The task's process, in the first place that is free; None: none is."""
-        for place in self.places:
-            lock = place.take(self.folder)
-            if lock is not None:
-                with lock:
-                    return _start(task, place, lock.fileno())
-        return None
+            yield from _Line(room, deque(tasks), options, signals).events()
 
 
 @dataclass
 class _Line:
     """The tasks that wait, and the processes that run."""
 
-    room: _Room
+    room: list[Place]
     waiting: deque[Task]
-    fail_fast: bool
+    options: Queue
     signals: Signals
     running: dict[Task, subprocess.Popen] = field(default_factory=dict)
     heeded: int = 0
@@ -97,14 +80,16 @@ class _Line:
             time.sleep(_LOOK_SECONDS)
 
     def _start(self) -> Iterator[Event]:
-        most = len(self.room.places)  # an ended run leaves its place before it is noticed
+        most = self.options.jobs or len(
+            self.room
+        )  # a place is free before its run's end is noticed
         while self.waiting and len(self.running) < most and not self.signals.count:
             task = self.waiting[0]
             if _is_cancelled(task, self.began):
                 yield Event("skipped", self.waiting.popleft(), message="cancelled")
                 continue
             try:
-                process = self.room.start(task)
+                process = self._placed(task)
             except OSError as error:
                 yield Event("ended", self.waiting.popleft(), 1, message=str(error))
                 continue
@@ -113,12 +98,20 @@ class _Line:
             self.running[self.waiting.popleft()] = process
             yield Event("started", task)
 
+    def _placed(self, task: Task) -> subprocess.Popen | None:
+        """The task's process, in the first place that is free; None: none is."""
+        for place in self.room:
+            with place.taken() as locks:
+                if locks is not None:
+                    return _start(task, place, locks)
+        return None
+
     def _ended(self) -> Iterator[Event]:
         ended = [task for task, process in self.running.items() if process.poll() is not None]
         for task in ended:
             code = self.running.pop(task).returncode
             yield Event("ended", task, code, message=_told(code))
-            if self.fail_fast and code not in _KEPT and self.waiting:
+            if self.options.fail_fast and code not in _KEPT and self.waiting:
                 self.waiting.clear()
                 yield Event("stopping", message=f"{task.id} failed: nothing more is started")
 
@@ -137,7 +130,7 @@ class _Line:
             yield Event("killed", message=f"{len(self.running)} killed")
 
 
-def _start(task: Task, place: Place, lock: int) -> subprocess.Popen:
+def _start(task: Task, place: Place, locks: Sequence[int]) -> subprocess.Popen:
     task.path.mkdir(parents=True, exist_ok=True)
     with (task.path / "log.txt").open("ab") as log:
         return subprocess.Popen(
@@ -147,7 +140,7 @@ def _start(task: Task, place: Place, lock: int) -> subprocess.Popen:
             stderr=subprocess.STDOUT,
             env={**os.environ, **place.environment},
             start_new_session=True,
-            pass_fds=(lock,),
+            pass_fds=locks,
         )
 
 

@@ -1,7 +1,9 @@
 """Room for runs on this machine: GPUs, or parts of its cores.
 
-A place is a locked file. The run's own process inherits the lock, so the place stays taken as long
-as that process lives, whatever becomes of the one that started it.
+A place is a set of locked files: one for each of its GPUs, in a folder that all sweeps of a user
+share, or one for a part of the cores, beside the sweeps that share those. The run's own process
+inherits the locks, so the place stays taken as long as that process lives, whatever becomes of the
+one that started it.
 """
 
 import fcntl
@@ -9,7 +11,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,45 +21,50 @@ from typing import TextIO
 from scalify_cli.errors import UserError
 from scalify_cli.launch.task import Queue
 
-FOLDER = ".places"  # beside the sweeps, shared by all of them
+FOLDER = ".places"  # beside the sweeps
 _POOLS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 _CUDA = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-_QUERY = ("nvidia-smi", "--query-gpu=index", "--format=csv,noheader")
+_QUERY = ("nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Room for one run, and the variables that keep the run inside it."""
+    """Room for one run: the files to lock, and the variables that keep the run inside it."""
 
-    name: str
+    locks: tuple[Path, ...]
     environment: dict[str, str]
 
-    def take(self, folder: Path) -> TextIO | None:
-        """The lock's file, to be inherited and closed; None: a run is there."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f"{platform.node()}-{self.name}").open("a", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        return file
+    @contextmanager
+    def taken(self) -> Iterator[list[int] | None]:
+        """All its locks, for the run's process to inherit; None: a run has one of them."""
+        with ExitStack() as stack:
+            files = [stack.enter_context(_opened(path)) for path in self.locks]
+            if all(map(_lock, files)):
+                yield [file.fileno() for file in files]
+                return
+        yield None
 
 
-def places(options: Queue, count: int, processes: int = 1) -> list[Place]:
-    """Where ``count`` runs of so many processes can be at the same time, at the most.
+def places(options: Queue, count: int, folder: Path, processes: int = 1) -> list[Place]:
+    """Where ``count`` runs of so many processes can be; with GPUs there may be more than jobs.
+
+    Args:
+        options: how many at a time, on which GPUs.
+        count: runs that are to be started.
+        folder: for locks, where ``options`` name none.
+        processes: of each run.
 
     Raises:
         UserError: more runs at a time are wanted than there are GPUs to give to each.
     """
     gpus = find_gpus() if options.gpus is None else list(options.gpus)
     if gpus:
-        return _gpu_places(gpus, options.jobs, processes)
+        return _gpu_places(gpus, options, processes, options.locks or folder)
     room = max(1, cores() // processes)
     jobs = options.jobs or min(room, max(1, options.points or count))
     threads = str(max(1, cores() // (jobs * processes)))
     environment = {name: os.environ.get(name, threads) for name in _POOLS}
-    return [Place(f"cpu-{index}", environment) for index in range(jobs)]
+    return [Place((_file(folder, f"cpu-{index}"),), environment) for index in range(jobs)]
 
 
 def find_gpus() -> list[str]:
@@ -67,10 +75,7 @@ def find_gpus() -> list[str]:
         return []
     if visible is not None:
         return [name for name in visible.split(",") if name]
-    if shutil.which(_QUERY[0]) is None:
-        return []
-    done = subprocess.run(_QUERY, capture_output=True, text=True, check=False)
-    return done.stdout.split() if done.returncode == 0 else []
+    return list(_cards())
 
 
 def cores() -> int:
@@ -80,18 +85,53 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _gpu_places(gpus: Sequence[str], jobs: int | None, processes: int) -> list[Place]:
-    most = len(gpus) // processes
-    if (jobs or 1) > most:
-        wanted = (jobs or 1) * processes
+def _gpu_places(gpus: Sequence[str], options: Queue, processes: int, folder: Path) -> list[Place]:
+    jobs, most = options.jobs or 1, len(gpus) // processes
+    if jobs > most:
+        wanted = jobs * processes
         raise UserError(
             f"{wanted} processes at a time need {wanted} GPUs, and there are {len(gpus)}: "
             f"{', '.join(gpus)}",
             f"use -j {most}, or name more with --gpus" if most else "name more with --gpus",
         )
-    starts = [index * processes for index in range(jobs or most)]
+    cards, starts = _cards(), range(0, most * processes, processes)
     shares = [gpus[start : start + processes] for start in starts]
     return [
-        Place(f"gpu-{'-'.join(share)}", {"CUDA_VISIBLE_DEVICES": ",".join(share)})
+        Place(
+            tuple(sorted({_file(folder, f"gpu-{_card(name, cards)}") for name in share})),
+            {"CUDA_VISIBLE_DEVICES": ",".join(share)},
+        )
         for share in shares
     ]
+
+
+def _cards() -> dict[str, str]:
+    """The unique name of each GPU by its index, where the driver tells."""
+    if shutil.which(_QUERY[0]) is None:
+        return {}
+    done = subprocess.run(_QUERY, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return {index: name for index, _, name in (line.partition(", ") for line in lines)}
+
+
+def _card(name: str, cards: Mapping[str, str]) -> str:
+    """The unique name of what CUDA_VISIBLE_DEVICES may call by its index, or its name's start."""
+    found = [card for index, card in cards.items() if index == name or card.startswith(name)]
+    return found[0] if found else name
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{platform.node()}-{name.replace('/', '-')}"
+
+
+def _opened(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a", encoding="utf-8")
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -14,12 +14,13 @@ from typing import IO
 
 from scalify_cli.errors import UserError
 from scalify_cli.launch.distributed import VARIABLE
+from scalify_cli.launch.stopping import EXIT_CODES
 
 GRACE_SECONDS = 20.0
 """How long the others may take to say how they fared, once one has failed."""
 
 _POLL_SECONDS = 0.05
-_ENDED_WELL = (0, 75, 130)
+_ENDED_WELL = (0, *EXIT_CODES.values())
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Lost:
 def run_together(command: Sequence[str], count: int) -> tuple[int, Lost | None]:
     """Run ``count`` copies of a command as one run; the first has this process's output.
 
-    SIGTERM and SIGINT are passed on to each. When one fails, the others are given some seconds and
-    then killed; all are killed when this process dies.
+    SIGTERM and SIGINT are passed on to each; one that dies of them, too young to catch them, has
+    not failed. When one has ended badly, the others are given some seconds and then killed; all
+    are killed when this process dies.
 
     Returns:
-        The exit code of the first process (1 where it was killed), and who failed.
+        The exit code of the first process (where it was killed: 1, or the code of having been
+        stopped), and who failed.
     """
     group = _Group()
     with _passing_on(group):
@@ -47,7 +50,7 @@ def run_together(command: Sequence[str], count: int) -> tuple[int, Lost | None]:
         lost = group.wait()
     code = group.processes[0].returncode
     if lost is None:
-        return code, None
+        return (code if code in _ENDED_WELL else EXIT_CODES[group.signals[0].name]), None
     return (code if code > 0 and code not in _ENDED_WELL else 1), lost
 
 
@@ -55,7 +58,7 @@ class _Group:
     def __init__(self):
         self.processes: list[subprocess.Popen] = []
         self.said: list[IO[bytes]] = []
-        self.signals: list[int] = []
+        self.signals: list[signal.Signals] = []
 
     def start(self, command: Sequence[str], count: int) -> None:
         address = f"127.0.0.1:{_free_port()}"
@@ -68,6 +71,7 @@ class _Group:
                 stdin=subprocess.PIPE,  # its end tells them of ours
                 stdout=None if rank == 0 else subprocess.DEVNULL,
                 stderr=None if rank == 0 else self.said[rank],
+                close_fds=False,  # the locks on our place are theirs too, should they outlive us
                 start_new_session=True,  # a Ctrl-C of the terminal reaches them once, through us
             )
             self.processes.append(process)
@@ -75,26 +79,33 @@ class _Group:
             self.send(number)
 
     def wait(self) -> Lost | None:
-        """Until all have ended; who failed first."""
-        failed, deadline = None, float("inf")
+        """Until all have ended; who failed first, unless that was a signal that we passed on."""
+        first, deadline = None, float("inf")
         while None in [process.poll() for process in self.processes]:
-            if failed is None and (failed := self.failed()) is not None:
+            if first is None and (first := self.ended_badly()) is not None:
                 deadline = time.monotonic() + GRACE_SECONDS
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
             time.sleep(_POLL_SECONDS)
-        failed = self.failed() if failed is None else failed
-        return None if failed is None else self.lost(failed)
+        first = self.ended_badly() if first is None else first
+        return None if first is None or self.was_told(first) else self.lost(first)
 
-    def failed(self) -> int | None:
-        """Of those that have failed by now the one that most likely failed first.
+    def ended_badly(self) -> int | None:
+        """Of those that have by now the one that most likely did first.
 
         A killed one cannot speak for itself; JAX aborts a process that has lost another.
         """
         codes = {rank: process.returncode for rank, process in enumerate(self.processes)}
         bad = [rank for rank, code in codes.items() if code not in (None, *_ENDED_WELL)]
-        order = {rank: (codes[rank] == -signal.SIGABRT, codes[rank] > 0, rank) for rank in bad}
+        order = {
+            rank: (not self.was_told(rank), codes[rank] == -signal.SIGABRT, codes[rank] > 0, rank)
+            for rank in bad
+        }
         return min(bad, key=order.__getitem__, default=None)
+
+    def was_told(self, rank: int) -> bool:
+        """Whether it has died of a signal that we passed on."""
+        return -self.processes[rank].returncode in self.signals
 
     def lost(self, rank: int) -> Lost:
         code, file = self.processes[rank].returncode, self.said[rank]
@@ -111,7 +122,7 @@ class _Group:
 @contextmanager
 def _passing_on(group: _Group) -> Iterator[None]:
     def pass_on(number, frame):
-        group.signals.append(number)
+        group.signals.append(signal.Signals(number))
         group.send(number)
 
     numbers = signal.SIGTERM, signal.SIGINT

@@ -57,6 +57,8 @@ class Queue:
         detach: hand the work over, and do not wait for its end.
         points: how many there are with those that need not run: cores are shared out the same
             when a sweep is started again, for a run's last digits depend on its threads.
+        locks: the folder of those on GPUs, for all that share this machine's; None: beside the
+            sweeps.
     """
 
     jobs: int | None = None
@@ -64,6 +66,7 @@ class Queue:
     fail_fast: bool = False
     detach: bool = False
     points: int | None = None
+    locks: Path | None = None
 
 
 class Launcher(Protocol):

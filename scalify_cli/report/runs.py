@@ -1,5 +1,6 @@
 """Finding and reading run directories. Starts no jax, so that ``scalify ls`` is quick."""
 
+import fcntl
 import json
 import os
 import platform
@@ -16,9 +17,11 @@ import yaml
 from scalify_cli.errors import UserError
 
 SILENCE_SECONDS = 120.0  # a heartbeat comes every ten
+_LOCK = ".lock"  # held by the process that writes the run
 _NUMBER = (int, float, type(None))
-_KINDS: dict[str, type] = {
-    **dict.fromkeys(("state", "host", "error", "started", "updated"), str),
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("state", "host", "error", "updated"), str),
+    "started": (str, type(None)),  # None: its process has yet to begin
     **dict.fromkeys(("step", "steps", "pid"), int),
     "metrics": dict,
 }
@@ -29,7 +32,7 @@ class RunInfo:
     """What a run directory says about itself.
 
     ``state`` is that of ``state.json``, except that a ``running`` whose process is gone, or which
-    has been silent on another machine, is ``failed``. ``metrics`` holds the newest ``train/loss``,
+    is silent and not held here, is ``failed``. ``metrics`` holds the newest ``train/loss``,
     ``val/loss`` and ``perf/tokens_per_second``; ``started`` and ``updated`` are in seconds since
     1970; ``status`` is all of ``state.json``. ``words`` and ``values`` are those of a sweep's
     point, where the run was found through one. The configuration is read when it is asked for: a
@@ -92,7 +95,7 @@ def read_run(path: Path) -> RunInfo:
     """What one run directory says; tolerates missing and half-made files."""
     found = read_json(path / "state.json")
     status = {k: x for k, x in found.items() if isinstance(x, _KINDS.get(k, object))}
-    state, error = _true_state(status)
+    state, error = _true_state(path, status)
     return RunInfo(
         id=path.name,
         path=path,
@@ -120,22 +123,39 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {k: x for k, x in record.items() if "/" not in k or isinstance(x, _NUMBER)}
 
 
-def _true_state(status: dict[str, Any]) -> tuple[str, str | None]:
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file's lock; what the file says of it may be long out of date."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _true_state(path: Path, status: dict[str, Any]) -> tuple[str, str | None]:
     """The state and the error, seen through a process that died without a word."""
     state, error = status.get("state", "pending"), status.get("error")
     if state != "running":
         return state, error
-    if status.get("host") == platform.node():
-        pid = status.get("pid", 0)
-        return (state, error) if is_process(pid) else ("failed", f"process {pid} is gone")
+    here, pid = status.get("host") == platform.node(), status.get("pid", 0)
+    if here and not _is_process(pid):
+        return "failed", f"process {pid} is gone"
     silence = _silence(status)
-    if silence > SILENCE_SECONDS:
-        return "failed", f"nothing heard from {status.get('host')} for {silence:.0f} s"
-    return state, error
+    if silence <= SILENCE_SECONDS or (here and (_is_beginning(status) or is_locked(path / _LOCK))):
+        return state, error
+    return "failed", f"nothing heard from {status.get('host')} for {silence:.0f} s"
 
 
-def is_process(pid: int) -> bool:
-    """Whether there is such a process on this machine."""
+def _is_beginning(status: dict[str, Any]) -> bool:
+    """Whether its process has yet to take the lock and to write by itself."""
+    return status.get("started", status.get("updated")) is None
+
+
+def _is_process(pid: int) -> bool:
+    """Whether there is such a process on this machine, which need not be the one of old."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,8 +1,6 @@
 """Finding and reading sweeps, and what a name on the command line stands for."""
 
 import json
-import platform
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Any
 import yaml
 
 from scalify_cli.errors import UserError
-from scalify_cli.report.runs import RunInfo, find_runs, is_process, read_run, resolve
+from scalify_cli.report.runs import RunInfo, find_runs, is_locked, read_run, resolve
 
 SWEEPS = "sweeps"
+_LOCK = "lock"  # held by the process that runs the sweep
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,13 @@ def everything(runs_dir: Path) -> list[RunInfo]:
 
 
 def is_launching(runs_dir: Path) -> bool:
-    """Whether a process on this machine holds the lock of one of the folder's sweeps."""
-    return any(launching_process(path.parent) for path in (runs_dir / SWEEPS).glob("*/lock"))
+    """Whether a process is running one of the folder's sweeps."""
+    return any(map(is_locked, (runs_dir / SWEEPS).glob(f"*/{_LOCK}")))
 
 
-def launching_process(path: Path) -> int | None:
-    """The process on this machine that is running the sweep of a directory, if there is one."""
-    try:
-        held = re.fullmatch(r"process (\d+) on (.*)", (path / "lock").read_text("utf-8"))
-    except OSError:
-        return None
-    alive = held and held[2] == platform.node() and is_process(int(held[1]))
-    return int(held[1]) if held and alive else None
+def is_being_run(sweep: Sweep) -> bool:
+    """Whether a process is running the sweep."""
+    return is_locked(sweep.path / _LOCK)
 
 
 def point_runs(runs_dir: Path, points: Iterable[Point]) -> list[RunInfo]:

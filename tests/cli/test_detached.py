@@ -107,4 +107,5 @@ def test_a_run_goes_on_in_the_background(scalify, monkeypatch):
     assert result.code == 1 and result.out.startswith(f"failed {ID}")  # this process is not there
     [(command, own_session)] = started
     assert own_session and list(command[3:5]) == ["run", "seed=3"]
-    assert json.loads(Path(f"runs/{ID}/state.json").read_text())["pid"] == Process.pid
+    written = json.loads(Path(f"runs/{ID}/state.json").read_text())
+    assert (written["pid"], written["started"]) == (Process.pid, None)

@@ -1,6 +1,7 @@
 """``cancel``, ``retry`` and ``rm``."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from scalify_cli.cli import cancel, rm, sweeping
 from scalify_cli.config import compose, signature
 from scalify_cli.tracking import RunDirectory
 from scalify_cli.tracking.cancelling import is_cancelled
+from scalify_cli.tracking.sweep_directory import SweepDirectory
 
 CODE = """
 import signal, sys, time
@@ -132,6 +134,16 @@ def test_what_runs_is_not_removed(scalify, grid):
     assert result.code == 2
     assert result.err == ("error: run c0000005 is running\nhint: `scalify cancel c0000005` first\n")
     assert len(list(grid.glob("c*"))) == 5
+
+
+def test_a_sweep_is_being_run_while_its_lock_is_held(scalify, grid, change_state):
+    change_state(grid / "c0000005", state="done")
+    with SweepDirectory(grid / "sweeps" / "grid"):
+        result = scalify("rm", "grid", "-y")
+        assert result.code == 2 and "error: sweep grid is being run\n" in result.err
+    lock = grid / "sweeps" / "grid" / "lock"
+    assert lock.read_text().startswith(f"process {os.getpid()} ")  # which lives on
+    assert scalify("rm", "grid", "-y").code == 0 and not lock.exists()
 
 
 def test_a_run_that_starts_meanwhile_is_not_removed(scalify, runs_dir):

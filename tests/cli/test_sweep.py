@@ -14,8 +14,10 @@ import pytest
 
 from scalify_cli.cli import plan, sweeping
 from scalify_cli.cli.app import execute
+from scalify_cli.cli.folders import shared_locks
 from scalify_cli.config import compose, signature
-from scalify_cli.launch.task import Task
+from scalify_cli.launch.places import places
+from scalify_cli.launch.task import Queue, Task
 from scalify_cli.report.runs import read_run
 from scalify_cli.report.sweeps import read_sweep, select
 
@@ -426,6 +428,7 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.cli import test_sweep
 from scalify_cli.cli import sweeping
 from scalify_cli.cli.app import execute
+from scalify_cli.cli.folders import shared_locks
 fake = test_sweep.Runs()
 fake.scripts["model=gpt_nano"] = {WAITS!r}
 sweeping.task = fake.task
@@ -514,6 +517,17 @@ def test_a_first_signal_stops_the_sweep_with_checkpoints(scalify, number, code):
         read_run(path).state for path in Path("runs").glob("*") if (path / "count").exists()
     ] == ["preempted"]
     assert counts() == [1]
+
+
+def test_a_gpu_of_another_sweeps_run_is_left_to_it(scalify, runs, session_cache):
+    runs.scripts["model=gpt_nano"] = f"echo $CUDA_VISIBLE_DEVICES > gpu; {DONE}"
+    folder = shared_locks()
+    assert folder is not None and folder.is_relative_to(session_cache)
+    [place] = places(Queue(gpus=("test-0",), locks=folder), 1, folder)
+    with place.taken():
+        result = scalify("sweep", *GRID, "--gpus", "test-0,test-1", "-j", "1")
+    assert result.code == 0
+    assert {file.read_text() for file in Path("runs").glob("*/gpu")} == {"test-1\n"}
 
 
 def test_two_real_points_end_to_end(tmp_path, session_cache):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def folder(tmp_path):
     path = tmp_path / "runs" / "sweeps" / "mine"
     path.mkdir(parents=True)
     return path
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch) -> None:
+    """One of two GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '0, GPU-aaaa\\n1, GPU-bbbb\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
 def shell(folder: Path, name: str, script: str) -> Task:
@@ -141,6 +151,19 @@ def test_each_run_sees_its_own_gpu(folder):
         assert first[1] <= second[0]
 
 
+def test_no_gpu_is_given_to_two_runs_whoever_gives_it(tmp_path, driver):
+    options = Queue(gpus=("0", "1"), locks=tmp_path)
+    [both] = places.places(options, 1, tmp_path / "runs", processes=2)
+    one, other = places.places(replace(options, jobs=1), 1, tmp_path / "others")
+    [named] = places.places(replace(options, gpus=("GPU-b",)), 1, tmp_path)
+    with both.taken() as locks, one.taken() as first, other.taken() as second:
+        assert (len(locks or ()), first, second) == (2, None, None)
+    with other.taken() as second, both.taken() as locks, named.taken() as same:
+        assert (len(second or ()), locks, same) == (1, None, None)
+        with one.taken() as first:  # which the attempt to take both has not kept
+            assert first
+
+
 def test_more_runs_at_a_time_than_gpus_are_refused(folder):
     with pytest.raises(UserError, match="3 processes at a time need 3 GPUs, and there are 2: 0, 1"):
         launch(folder, [], jobs=3, gpus=("0", "1"))
@@ -156,28 +179,28 @@ def test_more_runs_at_a_time_than_gpus_are_refused(folder):
         (4, Queue(), 0, ["4"]),
     ],
 )
-def test_cores_are_shared_out(monkeypatch, cores, options, count, threads):
+def test_cores_are_shared_out(tmp_path, monkeypatch, cores, options, count, threads):
     monkeypatch.setattr(places, "cores", lambda: cores)
     monkeypatch.delenv("NPROC", raising=False)
-    found = places.places(options, count)
+    found = places.places(options, count, tmp_path)
     assert [place.environment["NPROC"] for place in found] == threads
-    assert len({place.name for place in found}) == len(found)
+    assert len({place.locks for place in found}) == len(found)
 
 
-def test_a_run_of_several_processes_has_several_gpus_or_cores(monkeypatch):
-    found = places.places(Queue(gpus=("0", "1", "2", "3", "4")), 9, processes=2)
+def test_a_run_of_several_processes_has_several_gpus_or_cores(tmp_path, monkeypatch):
+    found = places.places(Queue(gpus=("0", "1", "2", "3", "4")), 9, tmp_path, processes=2)
     assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in found] == ["0,1", "2,3"]
     with pytest.raises(UserError, match="2 processes at a time need 2 GPUs, and there are 1: 0"):
-        places.places(Queue(gpus=("0",)), 9, processes=2)
+        places.places(Queue(gpus=("0",)), 9, tmp_path, processes=2)
     monkeypatch.setattr(places, "cores", lambda: 8)
     monkeypatch.delenv("NPROC", raising=False)
-    found = places.places(Queue(), 3, processes=2)
+    found = places.places(Queue(), 3, tmp_path, processes=2)
     assert [place.environment["NPROC"] for place in found] == ["1", "1", "1"]
 
 
-def test_threads_that_the_user_has_chosen_stay(monkeypatch):
+def test_threads_that_the_user_has_chosen_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert places.places(Queue(jobs=1), 1)[0].environment["OMP_NUM_THREADS"] == "7"
+    assert places.places(Queue(jobs=1), 1, tmp_path)[0].environment["OMP_NUM_THREADS"] == "7"
 
 
 def test_xla_takes_no_more_threads_than_its_place_has():
@@ -208,12 +231,8 @@ def test_gpus_are_those_that_cuda_shows(monkeypatch):
     assert places.find_gpus() == []
 
 
-def test_gpus_are_found_by_asking_the_driver(monkeypatch, tmp_path):
-    driver = tmp_path / "nvidia-smi"
-    driver.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
-    driver.chmod(0o755)
+def test_gpus_are_found_by_asking_the_driver(monkeypatch, driver):
     monkeypatch.setattr(places, "find_spec", lambda name: object())
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert places.find_gpus() == ["0", "1"]

@@ -53,6 +53,26 @@ def test_one_that_is_killed_ends_the_others(monkeypatch):
     assert lost.message == "process 1 of 2 was killed by SIGKILL"
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize("deaf", [0, 1])
+def test_one_that_a_signal_finds_at_its_start_has_not_failed(
+    tmp_path, monkeypatch, number, code, deaf
+):
+    """The other catches it, and is killed after a while."""
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
+    up = tmp_path / "up"
+    tell = f"""
+if rank == {deaf}:
+    signal.signal(signal.{number}, signal.SIG_IGN)
+    while not os.path.exists({str(up)!r}): time.sleep(0.02)
+    os.kill(os.getppid(), signal.{number})
+else:
+    signal.signal(signal.{number}, signal.SIG_DFL)
+    open({str(up)!r}, "w").close()
+time.sleep(600)"""
+    assert run_together(python(tell), 2) == (code, None)
+
+
 def test_what_a_failed_one_said_is_kept():
     failed = run_together(python("sys.exit('too bad' if rank else 0)"), 2)[1]
     assert failed is not None
@@ -68,6 +88,12 @@ def test_each_knows_the_others_and_where_to_meet(capfd):
     rank, _, address = capfd.readouterr().out.strip().partition("@")
     assert rank == "0/2"
     assert address.startswith("127.0.0.1:")
+
+
+def test_each_holds_the_locks_that_this_process_was_given(tmp_path):
+    with (tmp_path / "lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        assert run_together(python(f"os.fstat({lock.fileno()})"), 2) == (0, None)
 
 
 def test_gpus_are_divided(monkeypatch, capfd):

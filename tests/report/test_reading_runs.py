@@ -12,6 +12,8 @@ from scalify_cli.errors import UserError
 from scalify_cli.report.runs import find_runs, read_metrics, read_run, resolve
 from scalify_cli.report.sweeps import read_sweep
 from scalify_cli.tracking import RunDirectory
+from scalify_cli.tracking.files import take_lock
+from scalify_cli.tracking.run_directory import LOCK
 
 
 def write(path, **state):
@@ -49,6 +51,21 @@ def test_a_running_run_whose_process_is_gone_has_failed(tmp_path, gone):
     assert (run.state, run.error) == ("failed", f"process {gone} is gone")
     here = write(tmp_path / "b", state="running", host=platform.node(), pid=os.getpid())
     assert read_run(here).state == "running"
+
+
+def test_a_process_that_was_given_the_id_of_the_runs_is_not_taken_for_it(tmp_path):
+    old = "2020-01-01T00:00:00+00:00"
+    facts = {"state": "running", "host": platform.node(), "pid": os.getpid(), "updated": old}
+    path = write(tmp_path / "a", **facts)
+    found = read_run(path)
+    assert (found.state, (found.error or "").split(" for ")[0]) == (
+        "failed",
+        f"nothing heard from {platform.node()}",
+    )
+    with take_lock(path / LOCK):  # a process that was paused is still there
+        assert read_run(path).state == "running"
+    beginning = write(tmp_path / "b", **facts, started=None)  # and has yet to take the lock
+    assert read_run(beginning).state == "running"
 
 
 @pytest.mark.parametrize(
