@@ -11,12 +11,13 @@ from scalify_cli.cli.plan import Cell, states_of
 from scalify_cli.cli.text import duration, number
 from scalify_cli.launch.stopping import EXIT_CODES
 from scalify_cli.launch.task import Event, Task
-from scalify_cli.report.runs import RunInfo, read_run
-from scalify_cli.tracking.run_directory import mark
+from scalify_cli.report.runs import RunInfo, is_locked, read_run
+from scalify_cli.tracking.run_directory import LOCK, mark
 
 _GOOD = (0, *EXIT_CODES.values())
 _TAIL = 4096  # bytes of a log in which a last word is looked for
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_END = 20.0
 _UNDER_WAY = ("running", "pending")
 
 
@@ -86,16 +87,24 @@ def settled(event: Event, task: Task, *, stopping: bool) -> RunInfo:
 
     A process that was killed, or that never came to its run, has not written how it ended.
     """
+    if stopping and event.code is not None and event.code < 0:
+        _end_killed(task.path, event.message)
+        return read_run(task.path)
     run = read_run(task.path)
-    written = run.status.get("state")
     if event.job_id or event.code in (*_GOOD, None) or run.state == "running":
         return run
-    if stopping and event.code is not None and event.code < 0:
-        if written == "running":
-            mark(task.path, "preempted", error=event.message)
-    elif written not in ("done", "diverged", "failed", "cancelled"):
+    if run.status.get("state") not in ("done", "diverged", "failed", "cancelled"):
         mark(task.path, "failed", error=_last_word(task.path / "log.txt") or event.message)
     return read_run(task.path)
+
+
+def _end_killed(path: Path, message: str) -> None:
+    """Of a run's processes the one that we started is gone; wait until none holds the run."""
+    end = time.monotonic() + _SECONDS_TO_END
+    while is_locked(path / LOCK) and time.monotonic() < end:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if read_run(path).status.get("state") == "running":
+        mark(path, "preempted", error=message)
 
 
 def wait_for(cells: Sequence[Cell], runs_dir: Path, say: Callable[[str], None]) -> None:

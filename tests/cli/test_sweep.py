@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from scalify_cli.cli import plan, sweeping
+from scalify_cli.cli import follow, plan, sweeping
 from scalify_cli.cli.app import execute
 from scalify_cli.cli.folders import shared_locks
 from scalify_cli.config import compose, signature
 from scalify_cli.launch.places import places
-from scalify_cli.launch.task import Queue, Task
+from scalify_cli.launch.task import Event, Queue, Task
 from scalify_cli.report.runs import read_run
 from scalify_cli.report.sweeps import read_sweep, select
+from scalify_cli.tracking.files import take_lock
+from scalify_cli.tracking.run_directory import LOCK, mark
 
 GRID = ("precision=fp16,fp8", "seed=0,1", "model=gpt_nano")
 TINY = (
@@ -517,6 +519,16 @@ def test_a_first_signal_stops_the_sweep_with_checkpoints(scalify, number, code):
         read_run(path).state for path in Path("runs").glob("*") if (path / "count").exists()
     ] == ["preempted"]
     assert counts() == [1]
+
+
+def test_a_run_that_was_killed_is_preempted_once_all_its_processes_are_gone(tmp_path, monkeypatch):
+    path = tmp_path / "aaaa1111"
+    mark(path, "running", host=os.uname().nodename, pid=os.getpid())
+    lock = take_lock(path / LOCK)
+    monkeypatch.setattr(follow.time, "sleep", lambda seconds: lock.close())
+    ended = Event("ended", Task(path.name, ("x",), path), -9, message="killed by SIGKILL")
+    found = follow.settled(ended, ended.task, stopping=True)
+    assert (found.state, found.error) == ("preempted", "killed by SIGKILL")
 
 
 def test_a_gpu_of_another_sweeps_run_is_left_to_it(scalify, runs, session_cache):
