@@ -61,7 +61,7 @@ def test_a_job_that_is_cancelled_does_not_queue_again(cluster, tmp_path):
             cluster.client("scancel", "--me")
         messages.append(event.message)
     assert messages[-1].endswith("is CANCELLED")
-    assert (tmp_path / "s/slurm-1/0.cancelled").exists()
+    assert happens((tmp_path / "s/slurm-1/0.cancelled").exists, 60)  # by a script that still ends
     assert (tmp_path / "t/0").read_text() == "start\n"
 
 
