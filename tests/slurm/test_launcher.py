@@ -38,7 +38,7 @@ def test_each_run_sees_the_gpus_that_are_its_own(cluster, tmp_path):
 
 STOPPABLE = (
     "trap 'kill $!; exit 75' TERM; echo start $SLURM_RESTART_COUNT >> $out; "
-    "[ $(wc -l < $out) -gt 1 ] && exit 0; sleep 300 & wait"
+    "[ $(wc -l < $out) -gt 1 ] && exit 0; sleep 300 & wait; exit 75"  # sleep may be signalled first
 )
 
 
