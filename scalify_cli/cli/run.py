@@ -44,6 +44,7 @@ Fail = Annotated[bool, typer.Option("--fail-on-diverge", help="Exit 1 when the l
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing table.")]
 
 
+_REFUSED = 2
 _EXIT_CODES = {"failed": 1, "preempted": 75, "cancelled": 75}
 
 
@@ -106,7 +107,7 @@ def _run_together(config: "DictConfig", request: Request) -> int:
     code, lost = run_together(command, config.launcher.processes)
     if not lost and read_status(path).get("state") == "running":  # told twice to stop
         mark(path, "preempted")
-    if lost and (lost.rank or lost.killed):
+    if lost and (lost.rank or lost.killed) and code != _REFUSED:  # the first has said why
         sys.stderr.write(lost.said)
         end_lost_run(path, lost.message, ("running", "failed"))
         raise UserError(lost.message, "the same command goes on from the last checkpoint", code)

@@ -7,6 +7,7 @@ import pytest
 
 from scalify_cli.cli.live import Lines, LiveLine, live_line, plain_line
 from scalify_cli.config import compose, difference, signature
+from scalify_cli.launch import processes
 
 RECORDS = [{"step": step, "train/loss": 3.0} for step in range(1, 31)]
 
@@ -152,3 +153,10 @@ def test_the_live_line_rewrites_itself_and_prints_events_above():
         live.refresh()
     assert "resumed at step 12" in stream.getvalue()
     assert "step 30/30  loss 3.0000" in stream.getvalue()
+
+
+def test_what_all_processes_refuse_is_said_by_the_first_alone(scalify, monkeypatch):
+    lost = processes.Lost(1, killed=False, message="process 1 of 2 exited with 2", said="error: x")
+    monkeypatch.setattr(processes, "run_together", lambda command, count: (2, lost))
+    result = scalify("run", "launcher.processes=2")
+    assert (result.code, result.err) == (2, "")
