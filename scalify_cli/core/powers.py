@@ -9,6 +9,7 @@ from jax import lax
 BIAS, _MANTISSA_BITS = 127, 23
 _INFINITY = 255 << _MANTISSA_BITS
 MIN_EXPONENT, MAX_EXPONENT = -126, 127
+SMALL_EXPONENT = -40  # of zeros in a wide dtype: far below others, but 1/0 crowds out none
 
 
 def exp2(exponent: Any) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2, log2_floor
+from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, SMALL_EXPONENT, exp2, log2_floor
 
 SMALLEST_SCALE = 2.0**-126
 
@@ -141,7 +141,7 @@ def _scale_of(x: jax.Array) -> float:
 
 def _scale_of_zeros(dtype: Any) -> float:
     """Far below others; where data has float32's range, not so far that 1/0 crowds them out."""
-    return SMALLEST_SCALE if is_narrow(dtype) else 2.0**-40
+    return SMALLEST_SCALE if is_narrow(dtype) else 2.0**SMALL_EXPONENT
 
 
 @jax.jit

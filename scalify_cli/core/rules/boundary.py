@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, clip, exp2, log2_floor
+from scalify_cli.core.powers import (
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    SMALL_EXPONENT,
+    clip,
+    exp2,
+    log2_floor,
+)
 from scalify_cli.core.scale import Scale, exponents, maximum, minimum, relations
 from scalify_cli.core.scaled_array import is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
@@ -24,7 +31,7 @@ from scalify_cli.core.values import (
 )
 
 _LOW, _HIGH = -6, 4  # binades in which a narrow carry's largest magnitude may drift
-_LEAST, _MOST = -40, 16  # log2 of the bounds of a wide carry's scale
+_LEAST, _MOST = SMALL_EXPONENT, 16  # log2 of the bounds of a wide carry's scale
 
 
 class Form(NamedTuple):
