@@ -29,7 +29,8 @@ Watch = Callable[[Apply], Apply]
 _CONTROL = {*CALLS.values(), *LOOPS.values()}
 _KEEPS_VALUE = {
     *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.copy_p),
-    *(p.convert_element_type_p, p.stop_gradient_p),
+    *(p.convert_element_type_p, p.stop_gradient_p, p.sharding_constraint_p),
+    "reshard",  # under a mesh, the cotangent that a gradient begins with is one
 }
 _FOLDS = {p.integer_pow_p, p.rsqrt_p, p.pow_p, p.exp_p, p.log_p}
 _FOLDS_EXACTLY: dict[Any, Callable] = {
@@ -184,14 +185,15 @@ def _known_number(x: Any) -> bool:
 def _uniform(equation: Any, *operands: Uniform) -> list[Any]:
     """Numbers known while tracing are folded while tracing."""
     aval = equation.outvars[0].aval
-    if equation.primitive in _KEEPS_VALUE and is_float(aval):
+    primitive = equation.primitive
+    if (primitive in _KEEPS_VALUE or primitive.name in _KEEPS_VALUE) and is_float(aval):
         return [Uniform(operands[0].value, aval.shape, aval.dtype)]
-    if equation.primitive in _FOLDS_EXACTLY:
+    if primitive in _FOLDS_EXACTLY:
         numbers = [np.float32(x.value) for x in operands]
         with np.errstate(all="ignore"):
-            value = _FOLDS_EXACTLY[equation.primitive](*numbers)
+            value = _FOLDS_EXACTLY[primitive](*numbers)
         return [Uniform(float(value), aval.shape, aval.dtype)]
-    if equation.primitive in _FOLDS:
+    if primitive in _FOLDS:
         with jax.ensure_compile_time_eval():
             value = bind(equation, [np.float32(x.value) for x in operands])[0]
         return [Uniform(float(value), aval.shape, aval.dtype)]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scalify_cli.core import ScaledArray, scalify
 from scalify_cli.models.gpt import cross_entropy
@@ -17,6 +18,20 @@ def test_small_probabilities_survive_in_the_cotangent_of_the_loss():
     exact = jax.grad(cross_entropy)(jnp.float32(LOGITS), TARGETS)
     assert float(gradient.scale) == 1 / 256
     np.testing.assert_allclose(np.float32(gradient), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_scales_are_the_same_on_a_mesh(kind):
+    gradient = jax.jit(scalify(jax.grad(lambda x: jnp.mean(jnp.float32(x) ** 3))))
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(kind,))
+    spread = ScaledArray(*(jax.device_put(y, _over(mesh, y)) for y in (LOGITS, jnp.float32(4))))
+    here, there = gradient(ScaledArray(LOGITS, 4.0)), gradient(spread)
+    assert here.scale == there.scale
+    np.testing.assert_array_equal(here.data, there.data)
+
+
+def _over(mesh, x):
+    return NamedSharding(mesh, PartitionSpec(*("rows" for _ in x.shape[:1])))
 
 
 @pytest.mark.parametrize("jit", [False, True])

@@ -11,7 +11,13 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import bind, varies
-from scalify_cli.core.rules.families import Rule, binades, each_passes_through, in_own_dtype
+from scalify_cli.core.rules.families import (
+    Rule,
+    binades,
+    each_passes_through,
+    in_own_dtype,
+    passes_through,
+)
 from scalify_cli.core.scale import Scale
 from scalify_cli.core.values import Scaled, at_scale, plain, promote, times
 
@@ -71,4 +77,5 @@ RULES |= dict.fromkeys(
     collective(),
 )
 RULES["pvary"] = each_passes_through
+RULES["reshard"] = passes_through
 RULES |= dict.fromkeys(("pure_callback", "io_callback"), in_own_dtype)
