@@ -187,14 +187,14 @@ def _uniform(equation: Any, *operands: Uniform) -> list[Any]:
     aval = equation.outvars[0].aval
     primitive = equation.primitive
     if (primitive in _KEEPS_VALUE or primitive.name in _KEEPS_VALUE) and is_float(aval):
-        return [Uniform(operands[0].value, aval.shape, aval.dtype)]
+        return [Uniform.like(aval, operands[0].value)]
     if primitive in _FOLDS_EXACTLY:
         numbers = [np.float32(x.value) for x in operands]
         with np.errstate(all="ignore"):
             value = _FOLDS_EXACTLY[primitive](*numbers)
-        return [Uniform(float(value), aval.shape, aval.dtype)]
+        return [Uniform.like(aval, float(value))]
     if primitive in _FOLDS:
         with jax.ensure_compile_time_eval():
             value = bind(equation, [np.float32(x.value) for x in operands])[0]
-        return [Uniform(float(value), aval.shape, aval.dtype)]
+        return [Uniform.like(aval, float(value))]
     return bind(equation, [x.array() for x in operands])

@@ -55,11 +55,20 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Uniform:
-    """A float array of one repeated number that is known while tracing."""
+    """A float array of one repeated number that is known while tracing.
+
+    ``sharding``: where JAX tracks how arrays lie on a mesh.
+    """
 
     value: float
     shape: tuple[int, ...]
     dtype: Any
+    sharding: Any = None
+
+    @staticmethod
+    def like(aval: Any, value: float) -> "Uniform":
+        """One of an array's type."""
+        return Uniform(value, aval.shape, aval.dtype, aval.sharding)
 
     @property
     def any_scale(self) -> bool:
@@ -85,7 +94,7 @@ class Uniform:
         """Its data at a scale; rounding never makes it zero, so that it still guards a division."""
         mantissa, own = self.split()
         if own is None or scale is None or own == scale:
-            return lax.full(self.shape, mantissa, self.dtype)
+            return self.filled(mantissa)
         ratio = own / scale
         value, least = ratio.factor(mantissa), math.copysign(_least(self.dtype), mantissa)
         if not ratio.static:
@@ -96,10 +105,24 @@ class Uniform:
             value = math.copysign(math.inf, mantissa)
         else:
             value = max(value, least) if mantissa > 0 else min(value, least)
-        return lax.full(self.shape, value, self.dtype)
+        return self.filled(value)
 
     def array(self) -> Any:
-        return lax.full(self.shape, self.value, self.dtype)
+        return self.filled(self.value)
+
+    def filled(self, value: Any, dtype: Any = None) -> Any:
+        """Another number in its place."""
+        return lax.full(self.shape, value, dtype or self.dtype, sharding=self.sharding)
+
+    def repeated(self, length: int) -> "Uniform":
+        """Some of it, stacked."""
+        sharding = self.sharding and self.sharding.update(spec=(None, *self.sharding.spec))
+        return replace(self, shape=(length, *self.shape), sharding=sharding)
+
+    def row(self) -> "Uniform":
+        """One of its rows."""
+        sharding = self.sharding and self.sharding.update(spec=self.sharding.spec[1:])
+        return replace(self, shape=self.shape[1:], sharding=sharding)
 
     def split(self) -> "tuple[float, Scale | None]":
         """``(mantissa, scale)`` with 1 <= |mantissa| < 2."""
@@ -170,7 +193,7 @@ def plain(x: Any) -> Any:
 def true_values(x: Any) -> Any:
     """The true values in float32 (float64 stays): what an opaque function is applied to."""
     if isinstance(x, Uniform):
-        return lax.full(x.shape, x.value, wide_dtype(x.dtype))
+        return x.filled(x.value, wide_dtype(x.dtype))
     if not isinstance(x, Scaled):
         return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
     x = unstack(x)
@@ -183,7 +206,7 @@ def promote(x: Any) -> Scaled:
         return unstack(x)
     if isinstance(x, Uniform):
         mantissa, scale = x.split()
-        return Scaled(lax.full(x.shape, mantissa, x.dtype), scale)
+        return Scaled(x.filled(mantissa), scale)
     if np.size(x) != 1:
         return Scaled(x, ONE)
     known = _split_numbers.get()

@@ -5,6 +5,7 @@ serves every platform. Accelerators receive real float8 operands; the CPU receiv
 in bfloat16 (every FP8 value is one), which is exact with float32 accumulation and much faster.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.interpreters import batching, mlir
+from jax.sharding import AxisType, PartitionSpec
 
 from scalify_cli.core import tap
 from scalify_cli.core.interpreter import RuledPrimitive
@@ -25,11 +27,13 @@ Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...
 
 
 class Rounding(NamedTuple):
-    """Formats of one matmul, and the name under which its operands can be observed."""
+    """Formats of one matmul, the name under which its operands can be observed, and where the
+    result lies on a mesh that JAX tracks."""
 
     forward: Format
     backward: Format
     name: str
+    sharding: Any = None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -42,7 +46,8 @@ def rounded_dot(x: Any, y: Any, dimensions: Dimensions, rounding: Rounding) -> j
     roles = _roles(y, dimensions)
     x8 = _rounded(x, rounding.forward, f"{rounding.name}.{roles[0]}")
     y8 = _rounded(y, rounding.forward, f"{rounding.name}.{roles[1]}")
-    return _dot(x8, y8, dimensions, rounding.forward, rounding.forward).astype(x.dtype)
+    product = _dot(x8, y8, dimensions, rounding.forward, rounding.forward, rounding.sharding)
+    return product.astype(x.dtype)
 
 
 def _forward(x, y, dimensions, rounding):
@@ -60,10 +65,12 @@ def _backward(dimensions, rounding, operands, cotangent):
     g_x = tuple(range(len(batch), len(batch) + len(x_free)))
     g_y = tuple(range(len(batch) + len(x_free), cotangent.ndim))
 
-    dx = _dot(g8, y8, ((g_y, y_free), (batch, y_batch)), backward, forward)
     dx_axes = (*x_batch, *x_free, *(x_sum[i] for i in np.argsort(y_sum)))
-    dy = _dot(x8, g8, ((x_free, g_x), (x_batch, batch)), forward, backward)
+    dx_sums = (g_y, y_free), (batch, y_batch)
+    dx = _dot(g8, y8, dx_sums, backward, forward, tracked_sharding(jax.typeof(x), dx_axes))
     dy_axes = (*y_batch, *(y_sum[i] for i in np.argsort(x_sum)), *y_free)
+    dy_sums = (x_free, g_x), (x_batch, batch)
+    dy = _dot(x8, g8, dy_sums, forward, backward, tracked_sharding(jax.typeof(y), dy_axes))
     return _arranged(dx.astype(x.dtype), dx_axes), _arranged(dy.astype(y.dtype), dy_axes)
 
 
@@ -90,7 +97,16 @@ def _arranged(x, axes):
     return x if order == tuple(range(x.ndim)) else lax.transpose(x, order)
 
 
-def _dot(x, y, dimensions, x_format, y_format):
+def tracked_sharding(aval: ShapedArray, axes: Sequence[int] | None = None) -> Any:
+    """How an array, or it with its axes in another order, lies on a mesh; None: not tracked."""
+    sharding = aval.sharding
+    if AxisType.Explicit not in (sharding.mesh.axis_types or ()):
+        return None
+    order = range(aval.ndim) if axes is None else axes
+    return sharding.update(spec=PartitionSpec(*(sharding.spec[axis] for axis in order)))
+
+
+def _dot(x, y, dimensions, x_format, y_format, sharding):
     return rounded_dot_p.bind(
         x,
         y,
@@ -98,18 +114,25 @@ def _dot(x, y, dimensions, x_format, y_format):
         x_format=x_format,
         y_format=y_format,
         preferred_element_type=jnp.dtype(jnp.float32),
+        out_sharding=sharding,
     )
 
 
-def _in_float8(x, y, *, dimension_numbers, x_format, y_format, preferred_element_type):
+def _in_float8(x, y, *, dimension_numbers, x_format, y_format, **options):
     """Float8 operands straight into ``dot_general``: an FP8 GEMM on accelerators that have one."""
     x = x.astype(x_format.dtype) if _is_float8(x_format) else x
     y = y.astype(y_format.dtype) if _is_float8(y_format) else y
-    return lax.dot_general(x, y, dimension_numbers, preferred_element_type=preferred_element_type)
+    return lax.dot_general(x, y, dimension_numbers, **options)
 
 
-def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_element_type):
-    """The same products: every value fits bfloat16, and sums are taken in float32."""
+def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, out_sharding, **options):
+    """The same products: every value fits bfloat16, and sums are taken in float32.
+
+    What lies on a mesh that JAX tracks cannot become flat, and is multiplied in float32.
+    """
+    if out_sharding is not None:
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        return lax.dot_general(x, y, dimension_numbers, out_sharding=out_sharding, **options)
     x = x.astype(jnp.bfloat16) if _fits_bfloat16(x_format) else x
     y = y.astype(jnp.bfloat16) if _fits_bfloat16(y_format) else y
     (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
@@ -120,9 +143,7 @@ def _in_bfloat16(x, y, *, dimension_numbers, x_format, y_format, preferred_eleme
     batch = tuple(range(left.ndim - 2))
     inner = len(batch) + 1
     dimensions = ((inner,), (inner - 1 + y_last,)), (batch, batch)
-    product = lax.dot_general(
-        left, right, dimensions, preferred_element_type=preferred_element_type
-    )
+    product = lax.dot_general(left, right, dimensions, **options)
     sizes = [x.shape[i] for i in (*x_batch, *x_free)] + [y.shape[i] for i in y_free]
     return _fixed(product).reshape(sizes)
 
@@ -151,15 +172,15 @@ def _fits_bfloat16(format: Format) -> bool:
     return format.mantissa_bits <= 7
 
 
-def _shape(x, y, *, dimension_numbers, preferred_element_type, **_):
+def _shape(x, y, *, dimension_numbers, preferred_element_type, out_sharding, **_):
     (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
     batch = [x.shape[axis] for axis in x_batch]
     free = [x.shape[axis] for axis in _free(x, x_sum, x_batch)]
     free += [y.shape[axis] for axis in _free(y, y_sum, y_batch)]
-    return ShapedArray((*batch, *free), preferred_element_type)
+    return ShapedArray((*batch, *free), preferred_element_type, sharding=out_sharding)
 
 
-def _batched(operands, axes, *, dimension_numbers, **params):
+def _batched(operands, axes, *, dimension_numbers, out_sharding, **params):
     """vmap: one more batch dimension, or one more free one."""
     (x, y), (x_axis, y_axis) = operands, axes
     moved = [
@@ -173,7 +194,8 @@ def _batched(operands, axes, *, dimension_numbers, **params):
     (x_sum, y_sum), (x_batch, y_batch) = dimension_numbers
     up = lambda dims: tuple(d + 1 for d in dims)  # noqa: E731
     dims = ((up(x_sum), up(y_sum)), ((0, *up(x_batch)), (0, *up(y_batch))))
-    return rounded_dot_p.bind(*moved, dimension_numbers=dims, **params), 0
+    lies = out_sharding and out_sharding.update(spec=(None, *out_sharding.spec))
+    return rounded_dot_p.bind(*moved, dimension_numbers=dims, out_sharding=lies, **params), 0
 
 
 rounded_dot_p = RuledPrimitive("rounded_dot_general")
@@ -181,7 +203,10 @@ rounded_dot_p.scale_rule = contraction(dot_size)
 rounded_dot_p.def_impl(
     jax.jit(
         lambda x, y, **params: rounded_dot_p.bind(x, y, **params),
-        static_argnames=("dimension_numbers", "x_format", "y_format", "preferred_element_type"),
+        static_argnames=(
+            *("dimension_numbers", "x_format", "y_format"),
+            *("preferred_element_type", "out_sharding"),
+        ),
     )
 )
 rounded_dot_p.def_abstract_eval(_shape)

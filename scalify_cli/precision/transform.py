@@ -26,7 +26,7 @@ from scalify_cli.core.interpreter import (
     trace_call,
 )
 from scalify_cli.precision.convolution import rounded_convolution
-from scalify_cli.precision.matmul import Rounding, rounded_dot
+from scalify_cli.precision.matmul import Rounding, rounded_dot, tracked_sharding
 from scalify_cli.precision.norms import norm_inputs
 from scalify_cli.precision.recipe import Policy
 
@@ -100,7 +100,8 @@ class _Transform:
         floats = all(is_float(x) for x in operands)
         if not (floats and precision.rounds_matmuls) or _matches(scope, precision.exclude):
             return None
-        return Rounding(self.policy.forward, self.policy.backward, scope or name)
+        lies = tracked_sharding(equation.outvars[0].aval)
+        return Rounding(self.policy.forward, self.policy.backward, scope or name, lies)
 
     def body(self, equation, closed: jex.ClosedJaxpr) -> Callable[..., list[Any]]:
         """A jaxpr that the equation calls, as a function of its arguments."""

@@ -10,6 +10,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import io_callback
 from jax.extend.core import primitives as p
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 FINE, COARSE, POSITIVE = "fine", "coarse", "positive"
 M = (4, 6)
@@ -39,6 +40,11 @@ class Example:
     narrow_reach: int = 3
     opaque: bool = False
     units: int = 1
+
+
+def resharded(x):
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Explicit,))
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def opaque(f, shapes=(M,), data=FINE, reach=3, narrow_reach=1):
@@ -198,6 +204,7 @@ EXAMPLES = {
             x, jax.sharding.SingleDeviceSharding(jax.devices()[0])
         )
     ),
+    "reshard": Example(resharded),
     p.approx_top_k_p: Example(lambda x: tuple(lax.approx_max_k(x, 3))),
     p.select_and_scatter_add_p: Example(
         pooling(lambda pool, x, y: jax.vjp(pool, x)[1](y)[0], lambda y: y[::2, ::2]),

@@ -130,7 +130,7 @@ def gathered(forms: Sequence[Form], arrays: tuple, length: int) -> list[Any]:
     data, stack = iter(arrays[0]), Stack(arrays[1], unknown)
     columns = (Column(stack, i) for i in range(len(forms)))
     return [
-        replace(form.known, shape=(length, *form.known.shape))
+        form.known.repeated(length)
         if form.kind == "uniform"
         else Scaled(next(data), None, stacked=next(columns))
         if form.kind == "unknown"
@@ -204,7 +204,7 @@ class Rows:
 
 def _part(x: Any, data: Any) -> Any:
     if isinstance(x, Uniform):
-        return replace(x, shape=x.shape[1:])
+        return x.row()
     return Scaled(data, x.scale) if isinstance(x, Scaled) else data
 
 

@@ -92,10 +92,12 @@ def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | Non
 
 
 def _as(equation: Any, data: Any) -> Any:
-    """A scalar that met a uniform array takes its shape."""
+    """What met a larger uniform array takes its shape."""
     aval = equation.outvars[0].aval
     data = cast(data, aval.dtype)
-    return data if jnp.shape(data) == aval.shape else jnp.broadcast_to(data, aval.shape)
+    if jnp.shape(data) == aval.shape:
+        return data
+    return jnp.broadcast_to(data, aval.shape, out_sharding=aval.sharding)
 
 
 def picks(*sides: int) -> Rule:

@@ -95,7 +95,7 @@ def gather(equation, operand, indices):
     [picked] = passes_through(equation, operand, indices)
     marks = jnp.zeros(operand.shape, jnp.int8)
     outside = bind(equation, [marks, plain(indices)], fill_value=1)[0] == 1
-    filled = Uniform(float(fill), picked.shape, picked.dtype)
+    filled = Uniform.like(equation.outvars[0].aval, float(fill))
     data, scale = aligned(picked, filled, yielding=True)
     return [Scaled(jnp.where(outside, data[1], data[0]), scale)]
 

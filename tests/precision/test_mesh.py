@@ -1,0 +1,69 @@
+"""On a mesh of devices every program has the numbers and the scales that it has without one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scalify_cli.core import ScaledArray, scalify
+from scalify_cli.precision import load_precision, with_precision
+
+VALUES = np.random.default_rng(0)
+X, W = (VALUES.normal(size=size).astype(np.float32) for size in ((8, 16), (16, 16)))
+
+
+def normalised(x, w):
+    centred = x - x.mean(-1, keepdims=True)
+    return jnp.sum(centred / jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5) @ w)
+
+
+def layers(x, w):
+    last, every = lax.scan(lambda c, _: (jnp.tanh(c @ w), jnp.where(c > 1, 0, c)), x, length=3)
+    return jnp.mean(last**2) + jnp.sum(every)
+
+
+def stacked_zeros(x, w):
+    _, (zeros, every) = lax.scan(lambda c, _: (c, (jnp.zeros_like(c), c @ w)), x, length=2)
+    return jnp.sum(jnp.where(every > 0, zeros, every))
+
+
+def either(x, w):
+    return lax.cond(x.sum() > 0, lambda x: jnp.sum(x @ w), lambda x: jnp.sum(x), x)
+
+
+PROGRAMS = {
+    "mlp": lambda x, w: jnp.mean(jnp.square(jax.nn.gelu(x @ w))),
+    "softmax": lambda x, w: -jnp.mean(jax.nn.log_softmax(x @ w)[:, 0]),
+    "where": lambda x, w: jnp.sum(jnp.where(x > 0, x, 0.0) @ w),
+    "maximum": lambda x, w: jnp.sum(jnp.maximum(x @ w, 0.5)),
+    "clip": lambda x, w: jnp.sum(jnp.clip(x @ w, -1, 1)),
+    "known numbers": lambda x, w: jnp.sum((x + 1.5) * 2 - w[:1]),
+    "remat": lambda x, w: jnp.sum(jax.checkpoint(lambda x: jnp.sin(x @ w))(x)),
+    "batched": lambda x, w: jnp.sum(jax.vmap(lambda row: jnp.tanh(row @ w))(x)),
+    "norm": normalised,
+    "scan": layers,
+    "stacked zeros": stacked_zeros,
+    "cond": either,
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("recipe", [None, "fp8"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_mesh_changes_nothing(name, kind, recipe, dtype):
+    f = with_precision(PROGRAMS[name], load_precision(recipe)) if recipe else PROGRAMS[name]
+    update = jax.jit(scalify(jax.value_and_grad(f, (0, 1))))
+    arguments = ScaledArray(X.astype(dtype) * 8, 1 / 8), ScaledArray(W.astype(dtype), 4.0)
+    alone = update(*arguments)
+
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        places = [NamedSharding(mesh, P(*spec)) for spec in (("rows", None), (), (None, None), ())]
+        leaves, structure = jax.tree.flatten(arguments)
+        put = [jax.device_put(x, place) for x, place in zip(leaves, places, strict=True)]
+        spread = update(*jax.tree.unflatten(structure, put))
+    jax.tree.map(np.testing.assert_array_equal, spread, alone)
