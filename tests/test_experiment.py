@@ -190,4 +190,4 @@ def test_divergence_names_the_step_and_the_tensor(tmp_path):
     assert records(path)[-1]["step"] == state["step"]
     code, out, _ = finish(start(runs_dir, *words, "--fail-on-diverge"))
     assert code == 1
-    assert out.startswith("already done")
+    assert out.startswith("already diverged")

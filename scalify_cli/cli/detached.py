@@ -43,7 +43,7 @@ def hand_over(config: "DictConfig", request: Request) -> str:
     """
     run = _present(config, request)
     if run.state in _ENDED and not request.force:
-        _tell(run, request, f"already done {run.id} (--force runs it again)")
+        _tell(run, request, f"already {run.state} {run.id} (--force runs it again)")
         return run.state
     task, waits = _task(run, request), run.status and run.state in _UNDER_WAY
     if elsewhere(config):

@@ -247,5 +247,5 @@ def _print_outcome(outcome: "Outcome", latest: dict[str, Any], request: Request)
 
 def _headline(outcome: "Outcome") -> str:
     if outcome.already_done:
-        return f"already done {outcome.id} (--force runs it again)"
+        return f"already {outcome.state} {outcome.id} (--force runs it again)"
     return f"{outcome.state} {outcome.id}"

@@ -66,7 +66,9 @@ def test_what_is_done_is_not_submitted(scalify, queue):
     written(state="done")
     assert scalify("run", *WORDS).out.startswith(f"already done {ID}")
     written(state="diverged")
-    assert scalify("run", *WORDS, "--fail-on-diverge").code == 1
+    again = scalify("run", *WORDS, "--fail-on-diverge")
+    assert again.code == 1
+    assert again.out.startswith(f"already diverged {ID}")
     assert queue.calls == []
 
 

@@ -62,4 +62,4 @@ def test_a_run_of_its_own_diverges_and_says_so(night):
     assert detached.returncode == 0
     assert "submitted as job" in detached.stderr
     waited = night.run("run", *words)
-    assert waited.stdout.startswith("diverged ")
+    assert waited.stdout.startswith(("diverged ", "already diverged "))  # by then, perhaps
