@@ -62,7 +62,7 @@ def places(options: Queue, count: int, folder: Path, processes: int = 1) -> list
         return _gpu_places(gpus, options, processes, options.locks or folder)
     room = max(1, cores() // processes)
     jobs = options.jobs or min(room, max(1, options.points or count))
-    threads = str(max(1, cores() // (jobs * processes)))
+    threads = str(max(1, cores() // jobs))  # of each process: a run's last digits depend on them
     environment = {name: os.environ.get(name, threads) for name in _POOLS}
     return [Place((_file(folder, f"cpu-{index}"),), environment) for index in range(jobs)]
 

@@ -63,7 +63,7 @@ class _Group:
     def start(self, command: Sequence[str], count: int) -> None:
         address = f"127.0.0.1:{_free_port()}"
         for rank in range(count):
-            own = _share(os.environ, rank, count) | {VARIABLE: f"{rank}/{count}@{address}"}
+            own = _gpus(os.environ, rank, count) | {VARIABLE: f"{rank}/{count}@{address}"}
             self.said.append(tempfile.TemporaryFile())  # noqa: SIM115 (open until the end)
             process = subprocess.Popen(
                 command,
@@ -137,13 +137,11 @@ def _passing_on(group: _Group) -> Iterator[None]:
                 process.kill()
 
 
-def _share(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
-    """A process's part of the threads, and of the GPUs where there are any."""
-    threads = environ.get("NPROC") or str(max(1, (os.cpu_count() or 1) // count))
-    return {"NPROC": threads, **_gpus(environ, rank, count)}
-
-
 def _gpus(environ: Mapping[str, str], rank: int, count: int) -> dict[str, str]:
+    """A process's part of the GPUs where there are any.
+
+    Each has as many threads as one process would have: a run's last digits depend on them.
+    """
     if environ.get("JAX_PLATFORMS", "") == "cpu":
         return {}
     nodes = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))

@@ -195,7 +195,7 @@ def test_a_run_of_several_processes_has_several_gpus_or_cores(tmp_path, monkeypa
     monkeypatch.setattr(places, "cores", lambda: 8)
     monkeypatch.delenv("NPROC", raising=False)
     found = places.places(Queue(), 3, tmp_path, processes=2)
-    assert [place.environment["NPROC"] for place in found] == ["1", "1", "1"]
+    assert [place.environment["NPROC"] for place in found] == ["2", "2", "2"]
 
 
 def test_threads_that_the_user_has_chosen_stay(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from scalify_cli.launch.processes import run_together
 SECONDS = 400
 STEPS = 12
 WORDS = [
-    *("precision=fp32", "scaling=none", "model=gpt_nano", "model.layers=1", "model.width=24"),
+    *("precision=fp8", "model=gpt_nano", "model.layers=1", "model.width=24"),
     *("data.tokenizer=bytes", f"trainer.steps={STEPS}", "trainer.batch_size=4"),
     *("trainer.accumulate=2", "trainer.sequence_length=32", "trainer.validate_every=6"),
     *("trainer.validation_batches=2", "trainer.observe_every=6", "trainer.checkpoint_every=2"),
