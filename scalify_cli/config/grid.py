@@ -7,7 +7,8 @@ that ``scalify run`` takes.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import product
+from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class _Word:
 
 
 _Words = tuple[_Word, ...]
+_MOST = 100_000  # points, or values of a key
+_FEWER = "give its axes fewer values"
 
 
 def adjusted(grid: Grid, words: Sequence[str]) -> Grid:
@@ -129,6 +132,8 @@ def axes(points: Iterable[GridPoint]) -> list[str]:
 def _product(grid: Grid) -> Iterator[_Words]:
     linked = [list(_linked(group)) for group in grid.zip]
     free = [[(word,) for word in _words(key, value)] for key, value in grid.grid.items()]
+    if (count := prod(map(len, [*linked, *free]))) > _MOST:
+        raise UserError(f"the sweep has {count:,} points; {_MOST:,} are the most", _FEWER)
     return (sum(parts, ()) for parts in product(*linked, *free))
 
 
@@ -186,10 +191,12 @@ def _one(text: str) -> Iterator[_Word]:
         yield _Word(override.key_or_group, override.value(), text.lstrip("+"))
         return
     try:
-        values = list(override.sweep_string_iterator())
+        values = list(islice(override.sweep_string_iterator(), _MOST + 1))
     except (HydraException, ArithmeticError, ValueError):  # an interval, a step of 0, a NaN
         hint = "write range(START,STOP,STEP) or a,b,c"
         raise UserError(f"'{text}' has no list of values", hint) from None
+    if len(values) > _MOST:
+        raise UserError(f"'{text}' has more than {_MOST:,} values", _FEWER)
     for value in values:
         yield from _one(f"{override.key_or_group}={value}")
 

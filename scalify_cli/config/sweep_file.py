@@ -1,5 +1,6 @@
 """A sweep's file, read: YAML in which everything means what it looks like, in known sections."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,13 +71,17 @@ def read_grid(path: Path) -> Grid:
 
 def _content(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text("utf-8"), _Loader)
+        content = yaml.load(path.read_text("utf-8"), _Loader)
+        json.dumps(content, skipkeys=True, default=str)  # refuses what holds itself
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", "check the path") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not text in UTF-8", "save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}", "mend that file") from None
+    except ValueError:
+        raise UserError(f"{path} has a value inside itself", "mend its anchors") from None
+    return content
 
 
 def _check_section(path: Path, key: str, value: Any) -> None:

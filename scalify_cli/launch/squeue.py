@@ -25,6 +25,7 @@ ENDED = (
     "TIMEOUT",
 )
 _SECONDS = 30.0  # a controller that takes longer is not there
+_SUBMIT_SECONDS = 300.0  # sbatch asks a busy one again itself, and may not be cut short
 _LARGEST_ARRAY = 1001  # SLURM's default
 _UNKNOWN = "Invalid job id"
 
@@ -136,7 +137,7 @@ def _ask(*command: str, out: int | TextIO = subprocess.PIPE) -> str:
             stdout=out,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=_SECONDS,
+            timeout=_SECONDS if out is subprocess.PIPE else _SUBMIT_SECONDS,
             check=False,
             env=_environment(),
             start_new_session=out is not subprocess.PIPE,

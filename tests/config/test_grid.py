@@ -151,6 +151,7 @@ MISTAKES = {
     "seed=interval(0,1)": "'seed=interval(0,1)' has no list of values",
     "seed=range(0,3,0)": "'seed=range(0,3,0)' has no list of values",
     "seed=range(0,nan)": "'seed=range(0,nan)' has no list of values",
+    "seed=range(0,inf)": "'seed=range(0,inf)' has more than 100,000 values",
     "seed=range(0,0)": "seed=range(0,0) names no value",
     "precision=glob(zzz*)": "precision=glob(zzz*) names no value",
     "seed=[": "'seed=[' cannot be read as key=value",
@@ -163,6 +164,11 @@ def test_a_mistake_in_a_value_is_named(word):
     with pytest.raises(UserError) as caught:
         expand(of(word))
     assert caught.value.message == MISTAKES[word]
+
+
+def test_a_product_of_too_many_points_is_a_mistake():
+    with pytest.raises(UserError, match="the sweep has 250,000 points; 100,000 are the most"):
+        expand(of("seed=range(0,500)", "trainer.steps=range(1,501)"))
 
 
 @pytest.mark.parametrize("section", ["exclude", "baseline"])

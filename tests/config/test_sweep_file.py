@@ -51,6 +51,7 @@ def test_entries_may_share_what_is_written_once(written):
         ("include: [1]", "include is not a list"),
         ("- a", "is not a sweep"),
         ("a: [", "is not YAML"),
+        ("grid: &a\n  seed: *a", "has a value inside itself"),
         ("grid: {seed: [0], seed: [1]}", "'seed' is twice in the mapping at line 1"),
         ("base: [1, {model: gpt_nano}]", "base is not a list of words"),
         ("exclude: [{}]", "exclude has an entry without a key"),
