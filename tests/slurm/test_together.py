@@ -11,8 +11,11 @@ from night import LAUNCHER, WORDS, losses, scalify, until
 
 from scalify_cli.report.runs import read_run
 
-KEPT = [word for word in WORDS if not word.startswith(("trainer.batch_size", "trainer.steps"))]
-RUN = [*KEPT, "trainer.batch_size=4", "trainer.accumulate=4", "trainer.checkpoint_every=50"]
+OWN = ("precision", "scaling", "trainer.batch_size", "trainer.steps")
+RUN = [
+    *("precision=fp8", "trainer.batch_size=4", "trainer.accumulate=4"),
+    *("trainer.checkpoint_every=50", *(word for word in WORDS if not word.startswith(OWN))),
+]
 TOGETHER = [
     *LAUNCHER[:1],
     "launcher.poll_seconds=1",

@@ -11,7 +11,7 @@ import pytest
 from scalify_cli.errors import UserError
 from scalify_cli.training.parallel import DataParallel, usable
 
-LOSSES = """
+SETUP = """
 import sys, jax
 from scalify_cli.config import build, compose
 from scalify_cli.experiment import assemble
@@ -19,6 +19,8 @@ words = "model=gpt_nano model.layers=1 model.width=24 data.tokenizer=bytes"
 words += " trainer.batch_size=4 trainer.sequence_length=32"
 job = assemble(compose([*words.split(), *sys.argv[1:]]), "off", lambda text: None)
 state = job.step.init(jax.random.key(0))
+"""
+LOSSES = """
 for step in range(3):
     batch = job.dataset.batch(0, step, 4, 32)
     state, metrics = job.step.update(state, batch)
@@ -27,12 +29,25 @@ print(float(job.step.evaluate(state, batch)))
 """
 
 
-def losses(devices: int, *words: str) -> list[float]:
-    """Of three updates and an evaluation in a process that has so many devices."""
+PROGRAM = """
+import hashlib
+batch = job.step._placed(job.dataset.batch(0, 0, 4, 32))
+print(hashlib.md5(job.step._update.lower(state, batch).as_text().encode()).hexdigest())
+"""
+
+
+def printed(code: str, devices: int, *words: str, **variables: str) -> list[str]:
+    """By a process that has so many devices."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-c", LOSSES, *words]
-    done = subprocess.run(command, env={**os.environ, **flags}, stdout=subprocess.PIPE, check=True)
-    return [float(line) for line in done.stdout.split()]
+    environment = {**os.environ, **flags, **variables}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return done.stdout.split()
+
+
+def losses(devices: int, *words: str) -> list[float]:
+    """Of three updates and an evaluation."""
+    return [float(line) for line in printed(SETUP + LOSSES, devices, *words)]
 
 
 def devices(*processes: int) -> Any:
@@ -69,3 +84,10 @@ SAME = {
 @pytest.mark.parametrize("words", SAME.values(), ids=SAME.keys())
 def test_two_devices_give_the_losses_of_one(words):
     assert losses(2, *words) == pytest.approx(losses(1, *words), rel=1e-6)
+
+
+def test_all_processes_compile_the_same_program():
+    """Whatever their hashes: collectives in another order would wait for each other for ever."""
+    words = "precision=fp8", "trainer.accumulate=4"
+    programs = [printed(SETUP + PROGRAM, 4, *words, PYTHONHASHSEED=seed) for seed in "056"]
+    assert programs == programs[:1] * 3

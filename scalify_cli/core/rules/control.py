@@ -193,7 +193,8 @@ def _on_every_shard(x: Any, params: Any) -> Any:
         return x
     x = promote(x)
     exponent = jnp.int32(x.scale.exponent())
-    scale = Scale.unknown(lax.pmax(exponent, tuple(params["newly_manual_axes"])))
+    axes = (name for name in params["mesh"].axis_names if name in params["newly_manual_axes"])
+    scale = Scale.unknown(lax.pmax(exponent, tuple(axes)))  # in each process in the same order
     return Scaled(times(x.data, x.scale / scale), scale)
 
 
