@@ -5,6 +5,7 @@ Process 0 leads: it alone reads and writes the run's directory, and tells the ot
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from jax.experimental import multihost_utils
 from scalify_cli.errors import UserError
 from scalify_cli.training.checkpoint import Checkpoints
 
+_COMPILE_SECONDS = 3600
+_meetings = count()
 _BLOCK = 4096  # bytes; a message's length is part of what is compiled
 
 
@@ -50,6 +53,32 @@ def largest(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def compiled_by_all(jitted: Any) -> Callable:
+    """A jitted function for arguments of one type, which no process calls before all compiled it.
+
+    A process that came to a collective long before the others would give them up: Gloo after 30
+    seconds. One that is lost ends the others here as everywhere.
+    """
+    if jax.process_count() == 1:
+        return jitted
+    compiled: list[Any] = []
+
+    def call(*args: Any) -> Any:
+        if not compiled:
+            compiled.append(jitted.lower(*args).compile())
+            _meet()
+        return compiled[0](*args)
+
+    return call
+
+
+def _meet() -> None:
+    from orbax.checkpoint import multihost
+
+    name, everyone = f"compiled {next(_meetings)}", set(range(jax.process_count()))
+    multihost.sync_global_processes(name, timeout=_COMPILE_SECONDS, processes=everyone)
 
 
 class Agreed:

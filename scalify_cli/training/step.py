@@ -32,6 +32,7 @@ from scalify_cli.training.optimizer import (
     update_low_precision,
 )
 from scalify_cli.training.parallel import PAIRED_LEVELS, DataParallel
+from scalify_cli.training.processes import compiled_by_all
 
 
 class State(NamedTuple):
@@ -130,7 +131,7 @@ class Step:
         """Jitted, with the same results on every device."""
         if self.parallel:
             options["out_shardings"] = self.parallel.replicated
-        return jax.jit(function, **options)
+        return compiled_by_all(jax.jit(function, **options))
 
     def _placed(self, batch: np.ndarray) -> Any:
         return self.parallel.place(batch) if self.parallel else batch

@@ -105,6 +105,27 @@ def test_gpus_are_divided(monkeypatch, capfd):
         run_together(python(""), 8)
 
 
+LATE = """
+from scalify_cli.launch.distributed import join, place
+join(place())
+import jax, numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scalify_cli.training.processes import compiled_by_all
+mesh = Mesh(numpy.array(jax.devices()), "d")
+every, rows = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), "d"))
+x = jax.make_array_from_callback((2,), rows, lambda index: numpy.arange(2.0)[index])
+total, twice = (jax.jit(lambda x, n=n: n * x.sum(), out_shardings=every) for n in (1, 2))
+time.sleep(32 * rank)
+print(float(compiled_by_all(total)(x)), float(compiled_by_all(twice)(x)))
+"""
+
+
+def test_one_that_compiles_for_long_is_waited_for(capfd):
+    """Gloo waits for 30 seconds, and would end the run."""
+    assert run_together(python(LATE), 2) == (0, None)
+    assert capfd.readouterr().out.endswith("1.0 2.0\n")
+
+
 def start(runs_dir: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "scalify_cli", "run", *WORDS, *words, "--wandb", "off"]
     pipe = subprocess.PIPE
