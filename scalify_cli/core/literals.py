@@ -8,7 +8,6 @@ the two programs are walked side by side: same primitives, true numbers.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
@@ -39,8 +38,7 @@ def true_literals(
 
 
 def _in_float32(aval: Any) -> Any:
-    narrow = aval.dtype in _NARROW
-    return jax.ShapeDtypeStruct(aval.shape, jnp.float32) if narrow else aval
+    return aval.update(dtype=jnp.dtype(jnp.float32)) if aval.dtype in _NARROW else aval
 
 
 def _suspicious(literal: Any) -> bool:
