@@ -92,11 +92,12 @@ def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | Non
 
 
 def _as(equation: Any, data: Any) -> Any:
-    """What met a larger uniform array takes its shape."""
+    """What met a larger uniform array takes its shape, and lies on the mesh as the two did."""
     aval = equation.outvars[0].aval
     data = cast(data, aval.dtype)
     if jnp.shape(data) == aval.shape:
-        return data
+        there = jax.typeof(data).sharding.spec == aval.sharding.spec
+        return data if there else jax.sharding.reshard(data, aval.sharding)
     return jnp.broadcast_to(data, aval.shape, out_sharding=aval.sharding)
 
 

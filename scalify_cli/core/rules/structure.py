@@ -93,7 +93,7 @@ def gather(equation, operand, indices):
     if fill is None or fill == 0 or not np.isfinite(fill):
         return passes_through(equation, operand, indices)
     [picked] = passes_through(equation, operand, indices)
-    marks = jnp.zeros(operand.shape, jnp.int8)
+    marks = jnp.zeros_like(operand.data, jnp.int8)
     outside = bind(equation, [marks, plain(indices)], fill_value=1)[0] == 1
     filled = Uniform.like(equation.outvars[0].aval, float(fill))
     data, scale = aligned(picked, filled, yielding=True)
