@@ -5,7 +5,8 @@
 transform's business.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import primitives as p
+from jax.sharding import AxisType, PartitionSpec
 
 from scalify_cli.core.scaled_array import is_scaled
 
@@ -123,11 +125,22 @@ def live_equations(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
     return live[::-1]
 
 
-def named(equation: jex.JaxprEqn) -> Any:
-    """The context that gives new equations this one's named scope and source line."""
+@contextmanager
+def named(equation: jex.JaxprEqn) -> Iterator[None]:
+    """Gives new equations this one's named scope, source line, and mesh, where it has its own."""
     source = equation.source_info
     scope = source_info_util.current_name_stack() + source.name_stack
-    return source_info_util.user_context(source.traceback, name_stack=scope)
+    with source_info_util.user_context(source.traceback, name_stack=scope), equation.ctx.manager:
+        yield
+
+
+def here(exponents: Any) -> Any:
+    """Scales where they are read: a part of a program may see the mesh as another kind."""
+    mesh = jax.sharding.get_abstract_mesh()
+    own = mesh if mesh.empty else jax.typeof(exponents).sharding.mesh
+    tracked = AxisType.Explicit in (*own.axis_types, *mesh.axis_types)
+    moves = tracked and own != mesh and not own.empty
+    return jax.sharding.reshard(exponents, PartitionSpec()) if moves else exponents
 
 
 def scope_of(equation: jex.JaxprEqn) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scalify_cli.core.exponents import RULES, Asked, Request, Source, exponent_p, merged
+from scalify_cli.core.interpreter import here
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT
 
 _MOST_PARTS = 24
@@ -141,7 +142,7 @@ class Scale:
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
-        return self.constant if self.static else self._requested(jnp.int32)
+        return self.constant if self.static else here(self._requested(jnp.int32))
 
     def factor(self, number: float = 1.0) -> Any:
         """The scale as a float, times a number: Python's when static, else a float32 scalar.
@@ -151,7 +152,7 @@ class Scale:
         if self.static:
             return number * 2.0 ** min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT)
         given = self.given if number == 1 else None
-        return self._requested(jnp.float32, number) if given is None else given
+        return here(self._requested(jnp.float32, number) if given is None else given)
 
     def _requested(self, dtype: Any, number: float = 1.0) -> Any:
         key = (dtype, number, self.key)

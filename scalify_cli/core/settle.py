@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from scalify_cli.core.exponents import Exponents, Request, exponent_p, forget
-from scalify_cli.core.interpreter import bind, named
+from scalify_cli.core.interpreter import bind, here, named
 from scalify_cli.core.merge import Step, merged, sources
 from scalify_cli.core.values import numbers_split_once
 
@@ -64,9 +64,8 @@ class _Evaluation:
             if later or not all(map(self.known, _needs(step))):
                 left.append(step)
             else:
-                operands = self.read(_needs(step))
                 with named(step.equation):
-                    self.write(step.outputs, _computed(step, operands))
+                    self.write(step.outputs, _computed(step, self.read(_needs(step))))
         return left
 
     def write(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
@@ -75,7 +74,10 @@ class _Evaluation:
     def read(self, atoms: Sequence[Any]) -> list[Any]:
         while not all(map(self.known, atoms)):
             self.compute_scales()
-        return [x.val if isinstance(x, jex.Literal) else self.values[x] for x in atoms]
+        return [x.val if isinstance(x, jex.Literal) else self.value(x) for x in atoms]
+
+    def value(self, x: Any) -> Any:
+        return here(self.values[x]) if x in self.given else self.values[x]
 
     def known(self, atom: Any) -> bool:
         return isinstance(atom, jex.Literal) or atom in self.values
@@ -85,7 +87,7 @@ class _Evaluation:
         known = {source for source, x in self.sources.items() if self.known(x)}
         ready = [key for key in self.waiting if known.issuperset(self.given[key])]
         for source in (source for key in ready for source in self.given[key]):
-            self.exponents.given[source] = self.read([self.sources[source]])[0]
+            self.exponents.given[source] = here(self.read([self.sources[source]])[0])
         self.write(ready, self.exponents.compute([self.waiting.pop(key) for key in ready]))
 
 

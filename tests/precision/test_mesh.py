@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
 
 from scalify_cli.core import ScaledArray, scalify
@@ -13,6 +13,7 @@ from scalify_cli.precision import load_precision, with_precision
 
 VALUES = np.random.default_rng(0)
 X, W = (VALUES.normal(size=size).astype(np.float32) for size in ((8, 16), (16, 16)))
+IDS = np.array([99, 1])
 
 
 def normalised(x, w):
@@ -34,6 +35,27 @@ def either(x, w):
     return lax.cond(x.sum() > 0, lambda x: jnp.sum(x @ w), lambda x: jnp.sum(x), x)
 
 
+def elsewhere(x, w):
+    """Partly on a mesh of another kind."""
+    bent = auto_axes(lambda x: lax.scan(bend, x, length=2)[0], out_sharding=P("rows", None))
+    return jnp.sum(bent(x) @ w)
+
+
+def bend(x, _):
+    return jnp.tanh(x) + x, None
+
+
+def faint(x, w):
+    """With a number that FP16 rounds to zero, after a gradient."""
+    slope = jax.grad(lambda w: jnp.sum(jnp.square(x @ w)))(w)
+    return jnp.sum(slope) * 1e-9
+
+
+def weighted(x, w):
+    weights = jnp.arange(x.size, dtype=x.dtype).reshape(x.shape) / x.size
+    return jnp.sum(jnp.where(x > 0, x, 0) * weights) + jnp.sum(w)
+
+
 PROGRAMS = {
     "mlp": lambda x, w: jnp.mean(jnp.square(jax.nn.gelu(x @ w))),
     "softmax": lambda x, w: -jnp.mean(jax.nn.log_softmax(x @ w)[:, 0]),
@@ -47,6 +69,10 @@ PROGRAMS = {
     "scan": layers,
     "stacked zeros": stacked_zeros,
     "cond": either,
+    "auto axes": elsewhere,
+    "faint": faint,
+    "weights": weighted,
+    "filled": lambda x, w: jnp.sum(x.at[:, IDS].get(mode="fill", fill_value=3.0) @ w[:2]),
 }
 
 
