@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from collective_examples import COLLECTIVES
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from scalify_cli.core import ScaledArray, scalify, unscale
@@ -86,3 +86,12 @@ def test_a_program_on_a_mesh(f, tracked):
     wanted = jax.jit(sharded)(unscale(x), unscale(y))
     got = unscale(jax.jit(scalify(sharded))(x, y))
     np.testing.assert_allclose(got, wanted, rtol=2.0**-20)
+
+
+def test_a_shard_has_its_part_of_a_known_array():
+    mesh = AbstractMesh((2,), ("i",), axis_types=(AxisType.Auto,))
+    join = jax.shard_map(
+        lambda x, y: jnp.concatenate([x, y]), mesh=mesh, in_specs=P("i"), out_specs=P("i")
+    )
+    scaled = scalify(lambda x: join(x, jnp.full_like(x, 3)))
+    assert jax.eval_shape(scaled, ScaledArray(SHARDS, 2.0)).shape == (8, 3)

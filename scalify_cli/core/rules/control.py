@@ -32,7 +32,7 @@ from scalify_cli.core.rules.boundary import (
 from scalify_cli.core.rules.definitions import PRIMITIVES, rewritten
 from scalify_cli.core.scale import ONE, Scale, exponents
 from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Scaled, bounded, plain, promote, times
+from scalify_cli.core.values import Scaled, Uniform, bounded, plain, promote, times
 
 
 def call(name: str) -> Callable:
@@ -140,7 +140,8 @@ def shard_map(equation, *operands, run):
     forms: list[Form] = []
 
     def body(data, scales):
-        outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), joined(inputs, (data, scales)))
+        own = map(_own_part, params["jaxpr"].invars, joined(inputs, (data, scales)))
+        outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), list(own))
         outputs = [_on_every_shard(x, params) for x in outputs]
         forms[:] = map(Form.of, outputs)
         return list(map(_array, forms, outputs)), exponents(list(map(_scale, forms, outputs)))
@@ -185,6 +186,11 @@ class Body:
 
     def __call__(self, *arrays: Any) -> list[Any]:
         return self.outputs(jex.jaxpr_as_fun(self.traced)(*arrays))
+
+
+def _own_part(variable: Any, x: Any) -> Any:
+    """A known number as one shard has it: smaller, and on no mesh that JAX tracks."""
+    return Uniform.like(variable.aval, x.value) if isinstance(x, Uniform) else x
 
 
 def _on_every_shard(x: Any, params: Any) -> Any:
