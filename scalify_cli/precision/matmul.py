@@ -177,7 +177,10 @@ def _shape(x, y, *, dimension_numbers, preferred_element_type, out_sharding, **_
     batch = [x.shape[axis] for axis in x_batch]
     free = [x.shape[axis] for axis in _free(x, x_sum, x_batch)]
     free += [y.shape[axis] for axis in _free(y, y_sum, y_batch)]
-    return ShapedArray((*batch, *free), preferred_element_type, sharding=out_sharding)
+    shape = (*batch, *free)
+    lies = out_sharding or x.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
+    # an update of x's type, which in ``shard_map`` tells how shards differ
+    return x.update(shape=shape, dtype=preferred_element_type, sharding=lies)
 
 
 def _batched(operands, axes, *, dimension_numbers, out_sharding, **params):

@@ -93,3 +93,18 @@ def test_a_mesh_changes_nothing(name, kind, recipe, dtype):
         put = [jax.device_put(x, place) for x, place in zip(leaves, places, strict=True)]
         spread = update(*jax.tree.unflatten(structure, put))
     jax.tree.map(np.testing.assert_array_equal, spread, alone)
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_shards_are_rounded_as_the_whole_is(tracked):
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+    rounded = with_precision(PROGRAMS["mlp"], load_precision("fp8"))
+    sharded = jax.shard_map(
+        lambda x, w: lax.pmean(rounded(x, w), "rows"),
+        mesh=mesh,
+        in_specs=(P("rows"), P()),
+        out_specs=P(),
+        check_vma=tracked,
+    )
+    got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(X, W) for f in (sharded, rounded))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
