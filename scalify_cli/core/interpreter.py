@@ -137,7 +137,9 @@ def named(equation: jex.JaxprEqn) -> Iterator[None]:
 def here(exponents: Any) -> Any:
     """Scales where they are read: a part of a program may see the mesh as another kind."""
     mesh = jax.sharding.get_abstract_mesh()
-    own = mesh if mesh.empty else jax.typeof(exponents).sharding.mesh
+    if mesh.empty:
+        return exponents
+    own = jax.typeof(exponents).sharding.mesh
     tracked = AxisType.Explicit in (*own.axis_types, *mesh.axis_types)
     moves = tracked and own != mesh and not own.empty
     return jax.sharding.reshard(exponents, PartitionSpec()) if moves else exponents
