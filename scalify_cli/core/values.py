@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class Uniform:
     value: float
     shape: tuple[int, ...]
     dtype: Any
-    sharding: Any = None
+    sharding: Any = field(default=None, compare=False)
 
     @staticmethod
     def like(aval: Any, value: float) -> "Uniform":
