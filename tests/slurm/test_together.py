@@ -11,11 +11,12 @@ from night import LAUNCHER, WORDS, losses, scalify, until
 
 from scalify_cli.report.runs import read_run
 
-OWN = ("precision", "scaling", "trainer.batch_size", "trainer.steps")
+OWN = ("trainer.batch_size", "trainer.steps", "trainer.checkpoint_every")
 RUN = [
-    *("precision=fp8", "trainer.batch_size=4", "trainer.accumulate=4"),
-    *("trainer.checkpoint_every=50", *(word for word in WORDS if not word.startswith(OWN))),
+    *(word for word in WORDS if not word.startswith(OWN)),
+    *("trainer.batch_size=4", "trainer.accumulate=4", "trainer.checkpoint_every=50"),
 ]
+FP8 = ["precision=fp8", "scaling=scalify", "trainer.steps=30"]
 TOGETHER = [
     *LAUNCHER[:1],
     "launcher.poll_seconds=1",
@@ -27,13 +28,13 @@ TOGETHER = [
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    assert scalify("run", *RUN, "trainer.steps=30", "--quiet", folder=folder).returncode == 0
+    assert scalify("run", *RUN, *FP8, "--quiet", folder=folder).returncode == 0
     [path] = (folder / "runs").glob("????????")
     return losses(path)
 
 
 def test_two_nodes_with_two_processes_each_give_the_losses_of_one(cluster, alone, tmp_path):
-    done = scalify("run", *TOGETHER, *RUN, "trainer.steps=30", folder=tmp_path)
+    done = scalify("run", *TOGETHER, *RUN, *FP8, folder=tmp_path)
     assert done.returncode == 0, scalify("logs", "@last", folder=tmp_path).stdout
     [path] = (tmp_path / "runs").glob("????????")
     assert losses(path) == alone
