@@ -14,6 +14,7 @@ from scalify_cli.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from scalify_cli.experiment import Outcome
     from scalify_cli.launch.task import Event, Task
     from scalify_cli.report.runs import RunInfo
 
@@ -43,7 +44,7 @@ def hand_over(config: "DictConfig", request: Request) -> str:
     """
     run = _present(config, request)
     if run.state in _ENDED and not request.force:
-        _tell(run, request, f"already {run.state} {run.id} (--force runs it again)")
+        _tell(run, request, already_ended(run))
         return run.state
     task, waits = _task(run, request), run.status and run.state in _UNDER_WAY
     if elsewhere(config):
@@ -54,6 +55,11 @@ def hand_over(config: "DictConfig", request: Request) -> str:
     run = _present(config, request)
     _tell(run, request, f"{run.state} {run.id}, see `scalify logs {run.id} -f`")
     return run.state
+
+
+def already_ended(run: "RunInfo | Outcome") -> str:
+    """What is said of a run that need not run."""
+    return f"already {run.state} {run.id} (--force runs it again)"
 
 
 def _follow(events: "Iterable[Event]", request: Request) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalify_cli.cli.detached import elsewhere, hand_over, is_requeued
+from scalify_cli.cli.detached import already_ended, elsewhere, hand_over, is_requeued
 from scalify_cli.cli.errors import explain, is_disk_full
 from scalify_cli.cli.folders import check_writable
 from scalify_cli.cli.live import display
@@ -247,5 +247,5 @@ def _print_outcome(outcome: "Outcome", latest: dict[str, Any], request: Request)
 
 def _headline(outcome: "Outcome") -> str:
     if outcome.already_done:
-        return f"already {outcome.state} {outcome.id} (--force runs it again)"
+        return already_ended(outcome)
     return f"{outcome.state} {outcome.id}"
