@@ -120,8 +120,9 @@ def run(
     patterns = Patterns(closed.jaxpr)
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        outputs = _apply(equation, patterns.guarded(equation, operands), rules, inner)
-        return patterns.gated(equation, outputs)
+        operands = patterns.guarded(equation, patterns.widened(equation, operands))
+        outputs = _apply(equation, operands, rules, inner)
+        return patterns.narrowed(equation, patterns.gated(equation, outputs))
 
     consts = [constant(x) for x in closed.consts]
     return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)

@@ -165,3 +165,32 @@ def test_zeros_do_not_crowd_out_what_is_chosen_in_place_of_a_quotient_by_them():
     x = as_scaled(X)
     zeros = as_scaled(jnp.zeros_like(X))
     np.testing.assert_array_equal(unscale(jax.jit(scalify(f))(x, x, zeros)), X)
+
+
+BOUNDED = {name: GATES[name] for name in ("gelu", "exact gelu", "silu", "relu")}
+OUTGROWN = [(7, name) for name in BOUNDED] + [(4, name) for name in GATES]
+
+
+@pytest.mark.parametrize(("binades", "name"), OUTGROWN)
+def test_float16_data_above_its_scale_does_not_overflow_in_a_derivative(binades, name):
+    def cotangent(x, g):
+        y, back = jax.vjp(GATES[name], x)
+        return back(g[: y.size])[0]
+
+    data = jnp.asarray(X * 2**binades, jnp.float16)
+    x, g = (ScaledArray(data, 2.0**k) for k in (-binades, -16))
+    wanted = cotangent(unscale(x, jnp.float32), unscale(g, jnp.float32))
+    got = jax.jit(scalify(cotangent))(x, g)
+    assert got.dtype == jnp.float16
+    assert relative_error(got, wanted) < ERROR["float16"]
+
+
+def test_float16_stays_in_float32_no_longer_than_until_a_matmul():
+    def dtypes(f):
+        x = ScaledArray(jnp.ones((4, 4), jnp.float16), 2.0)
+        muls = [e for e in jax.make_jaxpr(scalify(f))(x, x).jaxpr.eqns if e.primitive is lax.mul_p]
+        muls = [e for e in muls if all(x.aval.shape for x in e.invars)]
+        return [e.outvars[0].aval.dtype for e in muls]
+
+    assert dtypes(lambda x, y: (x * y) + x) == ["float32"]
+    assert dtypes(lambda x, y: (x * y) + (x @ y)) == ["float16"]

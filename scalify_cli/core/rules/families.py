@@ -94,7 +94,6 @@ def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | Non
 def _as(equation: Any, data: Any) -> Any:
     """What met a larger uniform array takes its shape, and lies on the mesh as the two did."""
     aval = equation.outvars[0].aval
-    data = cast(data, aval.dtype)
     if jnp.shape(data) == aval.shape:
         there = jax.typeof(data).sharding.spec == aval.sharding.spec
         return data if there else jax.sharding.reshard(data, aval.sharding)
@@ -211,12 +210,12 @@ def saturates(shrinks: bool) -> Rule:
     """
 
     def rule(equation: Any, x: Any) -> list[Any]:
-        x = promote(x)
-        if x.scale is None or not is_narrow(x.dtype):
+        x, dtype = promote(x), equation.outvars[0].aval.dtype
+        if x.scale is None or not is_narrow(dtype):
             return opaque(equation, x)
         scale = minimum(x.scale, ONE) if shrinks else maximum([x.scale, ONE])
         wide = bind(equation, [true_values(x)])[0]
-        return [Scaled(cast(times(wide, scale**-1), x.dtype), scale)]
+        return [Scaled(cast(times(wide, scale**-1), dtype), scale)]
 
     return rule
 

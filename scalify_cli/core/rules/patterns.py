@@ -8,12 +8,15 @@
   section 3.2.1).
 * *Guards*: the ε of a norm or of Adam is added at the scale of what it guards, relative to its true
   value, so that ``x * rsqrt(var(x) + ε)`` has scale 1.
+* *Steps of arithmetic*: what only sums and products read soon keeps float32 data, as inside a fused
+  kernel: powers of data that has outgrown its scale are more than a narrow dtype holds.
 
 A pattern changes how a value is split, never the value.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,10 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import CALLED_JAXPR, live_equations
-from scalify_cli.core.rules.arithmetic import OPAQUE, SATURATING
+from scalify_cli.core.rules.arithmetic import OPAQUE, RULES, SATURATING
+from scalify_cli.core.rules.families import widened
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import cast, is_float, is_narrow
+from scalify_cli.core.scaled_array import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import Scaled, Uniform, at_scale, promote, true_values
 
 _SHAPES = {p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.convert_element_type_p}
@@ -32,6 +36,9 @@ _POLYNOMIAL = {p.add_p, p.sub_p, p.integer_pow_p, p.square_p, p.max_p, p.reduce_
 _BOUNDED = {p.tanh_p, p.logistic_p, p.erf_p, p.erfc_p}
 _ROOTS = {p.rsqrt_p, p.sqrt_p}
 _PRODUCTS, _SQUARES = {p.mul_p, p.div_p}, {p.integer_pow_p, p.square_p}
+_ARITHMETIC = _PRODUCTS | _SQUARES | _ROOTS | {p.add_p, p.sub_p, p.add_jaxvals_p, p.neg_p}
+_WIDE = _ARITHMETIC | OPAQUE | SATURATING | {p.reduce_sum_p}  # computed in float32 anyway
+_ELEMENTWISE = _SHAPES | RULES.keys()
 _GATES = ("silu", "swish", "gelu", "glu")
 _LARGEST_GUARD = 2.0**-6
 _HEADROOM, _WIDE_HEADROOM = 7, 24  # binades between the scale that a gate keeps and its own
@@ -53,6 +60,7 @@ class Patterns:
         for equation in equations:
             self._look_at(equation)
         self._find_guards(jaxpr, equations)
+        self.steps = _steps(jaxpr, equations)
         self.kept = {id(e): self.gate[e.outvars[0]] for e in equations if e.outvars[0] in self.gate}
         self.watched = self.made_true | set(self.kept.values())
 
@@ -63,6 +71,23 @@ class Patterns:
         self.scales[variable] = value.scale
         held = value.scale.static or is_narrow(value.dtype) or variable not in self.made_true
         return value if held else Scaled(cast(true_values(value), value.dtype), ONE)
+
+    def widened(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+        """The operands of a step of arithmetic in float32, or of what follows one."""
+        scaled = [x for x in operands if isinstance(x, Scaled)]
+        step = equation.outvars[0] in self.steps if equation.outvars else False
+        wide = any(x in self.steps for x in equation.invars if _is_variable(x))
+        return [_in_float32(x) for x in operands] if scaled and (step or wide) else operands
+
+    def narrowed(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs of an equation in their own dtypes, unless they are a step of arithmetic."""
+        pairs = zip(equation.outvars, outputs, strict=True)
+        return [
+            x.with_data(cast(x.data, var.aval.dtype))
+            if isinstance(x, Scaled) and var not in self.steps
+            else x
+            for var, x in pairs
+        ]
 
     def guarded(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
         """The operands of an equation, a guard at the scale of what it guards."""
@@ -80,7 +105,7 @@ class Patterns:
         if wanted is None or not isinstance(outputs[0], Scaled) or outputs[0].scale is None:
             return outputs
         x, scale = outputs[0], outputs[0].scale
-        room = _HEADROOM if is_narrow(x.dtype) else _WIDE_HEADROOM
+        room = _HEADROOM if is_narrow(equation.outvars[0].aval.dtype) else _WIDE_HEADROOM
         wanted = maximum([scale.shifted(-room), minimum(wanted, scale.shifted(room))])
         return [Scaled(at_scale(x, wanted), wanted), *outputs[1:]]
 
@@ -153,6 +178,31 @@ class Patterns:
             and e.outvars[0] not in read
             and any(0 < _number(x) <= _LARGEST_GUARD for x in e.invars)
         }
+
+
+def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
+    """Narrow results of arithmetic that only arithmetic, functions and sums read, soon.
+
+    They are fused with what reads them; what lives on across a matmul stays narrow in memory.
+    """
+    made: dict[Any, int] = {}  # in which run of elementwise equations
+    others, run = set(filter(_is_variable, jaxpr.outvars)), 0
+    for equation in equations:
+        inputs = filter(_is_variable, equation.invars)
+        others.update(x for x in inputs if equation.primitive not in _WIDE or made.get(x) != run)
+        run += equation.primitive not in _ELEMENTWISE
+        out = equation.outvars[0]
+        if equation.primitive in _ARITHMETIC and is_float(out.aval) and is_narrow(out.aval.dtype):
+            made[out] = run
+    return made.keys() - others
+
+
+def _in_float32(x: Any) -> Any:
+    if isinstance(x, Uniform):
+        return replace(x, dtype=wide_dtype(x.dtype))
+    if isinstance(x, Scaled):
+        return widened(promote(x))
+    return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
 
 
 def _is_variable(x: Any) -> bool:
