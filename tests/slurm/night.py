@@ -1,16 +1,15 @@
 """A sweep on a cluster on which everything goes wrong in one night."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster import NODES, Cluster
-from daemons import happens
+from daemons import happens, kill
 
 STEPS = 9000  # long enough for all to happen while four runs train
 WORDS = [
@@ -61,6 +60,7 @@ class Night:
 
     cluster: Cluster
     folder: Path
+    stopped: set[int] = field(default_factory=set)
 
     def sweep(self, *words: str) -> list[str]:
         """The arguments of ``scalify``."""
@@ -113,24 +113,41 @@ class Night:
         until(lambda: (self.path(5) / "state.json").exists())
         self.run("cancel", self.ids[5])
         until(lambda: all((self.path(seed) / "metrics.jsonl").exists() for seed in range(4)))
-        until(lambda: all(self.is_training(seed) for seed in range(4)))
+        until(lambda: sum(self.stop(seed) for seed in range(4)) == 4)
         here, there = self.node(1), self.node(3)
         assert {here, there} == set(NODES)
         self.cancel_and_kill_node(there)
         first.kill()
-        os.kill(self.written(0)["pid"], signal.SIGKILL)
+        self.signal(0, signal.SIGKILL)
         self.preempt(here)
+        self.signal(3, signal.SIGCONT)
         self.cluster.start_node(there)
         self.second = self.run(*self.sweep())
+
+    def stop(self, seed: int) -> bool:
+        """Whether it trains and has been stopped: what is to happen to it cannot come too late."""
+        if seed not in self.stopped and self.is_training(seed):
+            self.signal(seed, signal.SIGSTOP)
+            self.stopped.add(seed)
+        return seed in self.stopped
+
+    def signal(self, seed: int, number: int) -> None:
+        kill(self.written(seed)["pid"], number)
 
     def cancel_and_kill_node(self, node: str) -> None:
         """Without accounting it is the daemon alone that dies, and the run's process goes on."""
         self.run("cancel", self.ids[2])
+        self.signal(2, signal.SIGCONT)
         self.cluster.kill_node(node, jobs=self.cluster.accounting)
 
     def preempt(self, node: str) -> None:
         """A job of a better partition wants the whole node for a moment."""
         options = ["-p", "high", "-w", node, "--exclusive", "--wrap", "sleep 2"]
         job = self.cluster.client("sbatch", "--parsable", "--output=/dev/null", *options)
-        state = ("squeue", "-h", "--states=all", "-j", job, "-o", "%T")
-        until(lambda: self.cluster.client(*state, check=False) in ("COMPLETED", ""))
+        until(lambda: self.job_state(self.job(1)) != "RUNNING")
+        self.signal(1, signal.SIGCONT)
+        until(lambda: self.job_state(job) in ("COMPLETED", ""))
+
+    def job_state(self, job: str) -> str:
+        words = ("squeue", "-h", "--states=all", "-j", job, "-o", "%T")
+        return self.cluster.client(*words, check=False)
