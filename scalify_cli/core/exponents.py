@@ -25,6 +25,8 @@ from scalify_cli.core.powers import (
 )
 
 _FEW = 3
+MODERATE = 16
+"""log2 of the scale that a sum has at most, of values with float32's range."""
 
 
 class Source:
@@ -206,7 +208,14 @@ def _element(vector: Any, i: int) -> Any:
     return lax.squeeze(lax.slice(vector, (i,), (i + 1,)), (0,))
 
 
+def _moderate(rows: Any) -> Any:
+    """Of each column the largest, but no more than ``MODERATE`` or the least."""
+    least = lax.reduce_min(rows, (0,))
+    return lax.min(lax.reduce_max(rows, (0,)), lax.max(least, np.int32(MODERATE)))
+
+
 RULES = {
+    "moderate": _moderate,
     "select": lambda e: lax.select(lax.eq(e[0], np.int32(0)), e[1], e[2]),
     "root 3": lambda e: jnp.floor_divide(e[0], np.int32(3)),
 }

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from scalify_cli.core.exponents import RULES, Asked, Request, Source, exponent_p, merged
+from scalify_cli.core.exponents import MODERATE, RULES, Asked, Request, Source, exponent_p, merged
 from scalify_cli.core.interpreter import here
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT
 
 _MOST_PARTS = 24
+_MAXIMA = ("maximum", "moderate")
 
 
 class Atom:
@@ -174,6 +175,27 @@ ONE = Scale()
 
 def maximum(scales: Sequence[Scale]) -> Scale:
     """The largest of some scales; known maxima and differences are folded while tracing."""
+    return _joint("maximum", scales)
+
+
+def moderate(scales: Sequence[Scale]) -> Scale:
+    """The largest of some scales, or 2**16 if that is less but not less than all of them.
+
+    For values with float32's range: sums of sums do not follow a scale far from the data.
+    """
+    known = all(scale.static for scale in scales)
+    return _derived("moderate", scales) if known else _joint("moderate", scales)
+
+
+def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
+    """The scale that a rule derives at run time, or while tracing if all are known."""
+    if any(scale.terms for scale in scales):
+        return next(x for x in scales if x.terms)._derived(rule, *scales)
+    known = [scale.constant for scale in scales]
+    return Scale(max(min(max(known), MODERATE), min(known)) if rule == "moderate" else max(known))
+
+
+def _joint(rule: str, scales: Sequence[Scale]) -> Scale:
     largest: list[Scale] = []
     for scale in (part for x in scales for part in _parts(x)):
         ratios = [(scale / other, i) for i, other in enumerate(largest)]
@@ -185,7 +207,7 @@ def maximum(scales: Sequence[Scale]) -> Scale:
     whole = [x for x in scales if set(_parts(x)) == set(largest)]
     if whole or len(largest) == 1:
         return (whole or largest)[0]
-    return next(x for x in largest if x.terms)._derived("maximum", *largest)
+    return _derived(rule, largest)
 
 
 def minimum(x: Scale, y: Scale) -> Scale:
@@ -196,7 +218,7 @@ def minimum(x: Scale, y: Scale) -> Scale:
 def _parts(scale: Scale) -> list[Scale]:
     """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
     for atom, n in scale.terms:
-        if n == 1 and atom.rule == "maximum" and len(atom.operands) <= _MOST_PARTS:
+        if n == 1 and atom.rule in _MAXIMA and len(atom.operands) <= _MOST_PARTS:
             rest = scale / Scale._of(atom)
             return [operand * rest for operand in atom.operands]
     return [scale]
@@ -256,6 +278,7 @@ def _request(scales: Any, dtype: Any, shape: tuple[int, ...], number: float = 1.
 
 _REMADE: dict[str, Callable[[Sequence[Scale]], Scale]] = {
     "maximum": maximum,
+    "moderate": lambda scales: _derived("moderate", scales),
     "clamp": lambda scales: maximum(scales).clamped(),
     "root 2": lambda scales: scales[0].root(2)[0],
     "root 3": lambda scales: scales[0].root(3)[0],

@@ -117,11 +117,11 @@ def run(
         value = constant(atom.val)
         return replace(value, value=exact[id(atom)]) if id(atom) in exact else value
 
-    patterns = Patterns(closed.jaxpr)
+    patterns = Patterns.of(closed.jaxpr)
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        operands = patterns.guarded(equation, patterns.widened(equation, operands))
-        outputs = _apply(equation, operands, rules, inner)
+        inputs = patterns.guarded(equation, patterns.widened(equation, operands))
+        outputs = _apply(equation, inputs, rules, inner)
         return patterns.narrowed(equation, patterns.gated(equation, outputs))
 
     consts = [constant(x) for x in closed.consts]

@@ -242,7 +242,7 @@ def times(data: Any, scale: Scale | None) -> Any:
     """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
     if scale is None or scale == ONE:
         return data
-    factor = scale.factor()
+    factor = scale.factor() if scale.given is None else lax.stop_gradient(scale.factor())
     normal = -int(jnp.finfo(data.dtype).minexp)
     if is_narrow(data.dtype) and not (scale.static and abs(scale.constant) <= normal):
         wide = lax.mul(data.astype(jnp.float32), np.float32(factor) if scale.static else factor)
@@ -278,15 +278,15 @@ def product_scale(x: Scaled, y: Scaled) -> Scale | None:
     return None if x.scale is None or y.scale is None else x.scale * y.scale
 
 
-def common_scale(values: Sequence[Scaled]) -> Scale | None:
-    """The largest scale; a value of any scale has no say."""
-    return largest([x.scale for x in values])
+def common_scale(values: Sequence[Scaled], choose: Any = maximum) -> Scale | None:
+    """The largest scale, or another choice; a value of any scale has no say."""
+    return chosen([x.scale for x in values], choose)
 
 
-def largest(scales: Sequence[Scale | None]) -> Scale | None:
-    """The largest of the scales that are not any scale."""
+def chosen(scales: Sequence[Scale | None], choose: Any = maximum) -> Scale | None:
+    """The largest, or another choice, of the scales that are not any scale."""
     known = [scale for scale in scales if scale is not None]
-    return maximum(known) if known else None
+    return choose(known) if known else None
 
 
 class Stack:

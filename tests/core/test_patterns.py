@@ -194,3 +194,34 @@ def test_float16_stays_in_float32_no_longer_than_until_a_matmul():
 
     assert dtypes(lambda x, y: (x * y) + x) == ["float32"]
     assert dtypes(lambda x, y: (x * y) + (x @ y)) == ["float16"]
+
+
+def normalised_mlp(norm):
+    def loss(weights, x):
+        hidden = jax.nn.gelu(x @ weights["up"]) @ weights["down"]
+        return jnp.sum(norm(hidden) * norm(x + hidden) * weights["gain"])
+
+    return loss
+
+
+NORMS = {
+    "layer norm": lambda x: (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var() + 1e-5),
+    "rms norm": lambda x: x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6),
+    "standard deviation": lambda x: x / (jnp.std(x, -1, keepdims=True) + 1e-6),
+    "length": lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("way", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("exponent", [-20, 20])
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+def test_data_far_from_its_scale_loses_no_gradient_through_a_norm(way, exponent, norm):
+    draw = np.random.default_rng(0).normal
+    weights = {"up": draw(size=(8, 16)), "down": draw(size=(16, 8)), "gain": draw(size=(1, 8))}
+    arguments = jax.tree.map(jnp.float32, (weights, draw(size=(4, 8))))
+    gradient = jax.grad(normalised_mlp(norm))
+    wanted = gradient(*arguments)
+    scaled = jax.tree.map(lambda x: ScaledArray(x * 2.0**-exponent, 2.0**exponent), arguments)
+    got = way(scalify(gradient))(*scaled)
+    for name, x in wanted.items():
+        assert relative_error(got[name], x) < 2.0**-14, name

@@ -92,7 +92,12 @@ def test_a_mesh_changes_nothing(name, kind, recipe, dtype):
         leaves, structure = jax.tree.flatten(arguments)
         put = [jax.device_put(x, place) for x, place in zip(leaves, places, strict=True)]
         spread = update(*jax.tree.unflatten(structure, put))
-    jax.tree.map(np.testing.assert_array_equal, spread, alone)
+    jax.tree.map(check_same, spread, alone)
+
+
+def check_same(got, wanted):
+    """But for the last bit of the largest: XLA joins other products and sums into one operation."""
+    np.testing.assert_allclose(got, wanted, 0, 2.0**-23 * np.max(np.abs(wanted)))
 
 
 @pytest.mark.parametrize("tracked", [True, False])

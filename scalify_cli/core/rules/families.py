@@ -22,14 +22,14 @@ from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from scalify_cli.core.interpreter import bind
-from scalify_cli.core.scale import ONE, Scale, maximum, minimum
+from scalify_cli.core.scale import ONE, Scale, maximum, minimum, moderate
 from scalify_cli.core.scaled_array import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
     at_scale,
+    chosen,
     common_scale,
-    largest,
     plain,
     product_scale,
     promote,
@@ -115,16 +115,16 @@ def picks(*sides: int) -> Rule:
         scaled = any(isinstance(x, Scaled) and x.scale is not None for x in operands)
         bounds = zip(operands, sides if scaled else (), strict=False)
         loose = [isinstance(x, Uniform) and x.value * side > 0 for x, side in bounds]
-        data, scale = aligned(*operands, yielding=True, loose=loose)
+        data, scale = aligned(equation, *operands, yielding=True, loose=loose)
         return [Scaled(bind(equation, data)[0], scale)]
 
     return rule
 
 
 def aligned(
-    *operands: Any, yielding: bool = False, loose: Sequence[bool] = ()
+    equation: Any, *operands: Any, yielding: bool = False, loose: Sequence[bool] = ()
 ) -> tuple[list[Any], Scale | None]:
-    """The data of all operands at their largest scale, and that scale.
+    """The data of all operands at one scale, and that scale: the largest, if it is moderate.
 
     Args:
         operands: floats; integers and booleans come back as they are.
@@ -133,17 +133,18 @@ def aligned(
     """
     raw = [isinstance(x, Uniform) or not is_float(x) for x in operands]
     values = [x if kept else promote(x) for x, kept in zip(operands, raw, strict=True)]
-    shared = common_scale([x for x in values if isinstance(x, Scaled)])
+    choose = maximum if is_narrow(equation.outvars[0].aval.dtype) else moderate
+    shared = common_scale([x for x in values if isinstance(x, Scaled)], choose)
     heard = [x for x, out in zip_longest(values, loose, fillvalue=False) if not out]
     known = [x for x in heard if isinstance(x, Uniform)]
     wanted = [x.scale_beside(shared) if yielding else x.split()[1] for x in known]
-    scale = largest([shared, *wanted])
+    scale = chosen([shared, *wanted], choose)
     return [at_scale(x, scale) for x in values], scale
 
 
 def agrees(equation: Any, *operands: Any) -> list[Any]:
     """f of operands at one scale: add, subtract."""
-    data, scale = aligned(*operands)
+    data, scale = aligned(equation, *operands)
     return [Scaled(bind(equation, data)[0], scale)]
 
 

@@ -3,6 +3,8 @@
 * *Activations and softmax*: where an opaque function is applied to a polynomial of one array, as in
   ``gelu``, ``silu``, ``softmax`` and ``logsumexp``, that array is made true once, so that all that
   follows, derivatives too, has scales known while tracing. A narrow dtype could not hold it.
+* *Norms*: where squares are summed, what they are squares of is made true as well, outside of the
+  function that sums them too: data far from its scale is further from it with every power.
 * *Gates*: an array times a bounded function of itself (``gelu``, ``silu``), the square of what is
   positive (``relu²``) and a gate times another array (``swiglu``) keep the array's scale (Scalify,
   section 3.2.1).
@@ -14,10 +16,12 @@
 A pattern changes how a value is split, never the value.
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jax.extend import core as jex
@@ -39,22 +43,39 @@ _PRODUCTS, _SQUARES = {p.mul_p, p.div_p}, {p.integer_pow_p, p.square_p}
 _ARITHMETIC = _PRODUCTS | _SQUARES | _ROOTS | {p.add_p, p.sub_p, p.add_jaxvals_p, p.neg_p}
 _WIDE = _ARITHMETIC | OPAQUE | SATURATING | {p.reduce_sum_p}  # computed in float32 anyway
 _ELEMENTWISE = _SHAPES | RULES.keys()
+_BODIES = {primitive.name: name for primitive, name in CALLED_JAXPR.items()} | {
+    **{p.scan_p.name: "jaxpr", p.while_p.name: "body_jaxpr", p.cond_p.name: "branches"},
+    **{p.remat_p.name: "jaxpr", "shard_map": "jaxpr", "custom_vmap_call": "call"},
+}
+"""Where a primitive has its program; its last operands are the program's."""
 _GATES = ("silu", "swish", "gelu", "glu")
 _LARGEST_GUARD = 2.0**-6
+_NEAR = 16  # binades from 1 of a known scale that is as good
 _HEADROOM, _WIDE_HEADROOM = 7, 24  # binades between the scale that a gate keeps and its own
 
 
 class Patterns:
     """What is found in a jaxpr, and the scales met while it is evaluated."""
 
+    @staticmethod
+    def of(jaxpr: jex.Jaxpr) -> "Patterns":
+        """For a new evaluation; what was found before is not looked for again."""
+        if jaxpr not in _found:
+            _found[jaxpr] = Patterns(jaxpr)
+        patterns = copy.copy(_found[jaxpr])
+        patterns.scales = {}
+        return patterns
+
     def __init__(self, jaxpr: jex.Jaxpr):
         self.source: dict[Any, Any] = {}  # the variable that another is a polynomial of
         self.linear: dict[Any, Any] = {}  # ... a known multiple of
         self.bounded: dict[Any, Any] = {}  # ... a bounded function of
+        self.square: dict[Any, Any] = {}  # ... the square of
         self.gate: dict[Any, Any] = {}  # the variable that a gate keeps the scale of
         self.positive: set[Any] = set()
         self.known: set[Any] = set()
         self.made_true: set[Any] = set()
+        self.normed: set[Any] = set()
         self.scales: dict[Any, Scale] = {}
         equations = [e for e in live_equations(jaxpr) if e.outvars]
         for equation in equations:
@@ -62,6 +83,8 @@ class Patterns:
         self._find_guards(jaxpr, equations)
         self.steps = _steps(jaxpr, equations)
         self.kept = {id(e): self.gate[e.outvars[0]] for e in equations if e.outvars[0] in self.gate}
+        self.made_true |= self.normed
+        self.variables = jaxpr.invars
         self.watched = self.made_true | set(self.kept.values())
 
     def read(self, variable: Any, value: Any) -> Any:
@@ -69,7 +92,8 @@ class Patterns:
         if variable not in self.watched or not isinstance(value, Scaled) or value.scale is None:
             return value
         self.scales[variable] = value.scale
-        held = value.scale.static or is_narrow(value.dtype) or variable not in self.made_true
+        near = value.scale.static and abs(value.scale.constant) <= _NEAR
+        held = near or is_narrow(value.dtype) or variable not in self.made_true
         return value if held else Scaled(cast(true_values(value), value.dtype), ONE)
 
     def widened(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
@@ -121,12 +145,17 @@ class Patterns:
                 self.bounded[out] = self.source.get(inputs[0], inputs[0])
         elif primitive in CALLED_JAXPR:
             self._call(_name(equation), inputs, out)
+            self._enter(equation)
+        elif primitive.name in _BODIES:
+            self._enter(equation)
         elif primitive in _LINEAR or (primitive in _PRODUCTS and len(inputs) == 1):
             self._follow(inputs[0], out)
         elif primitive in _POLYNOMIAL:
             self._combine(equation, inputs, out)
         elif primitive is p.mul_p:
             self._multiply(inputs[0], inputs[1], out)
+        elif primitive is p.reduce_sum_p:
+            self._sum(inputs[0], out)
 
     def _call(self, name: str, inputs: Sequence[Any], out: Any) -> None:
         if name in _GATES and len(inputs) == 1:
@@ -134,11 +163,30 @@ class Patterns:
         elif name == "relu":
             self.positive.add(out)
 
+    def _enter(self, equation: Any) -> None:
+        """What a program inside takes the norm of is true outside already."""
+        inner = equation.params[_BODIES[equation.primitive.name]]
+        for body in inner if isinstance(inner, tuple) else (inner,):
+            inside = Patterns.of(getattr(body, "jaxpr", body))
+            for x, own in zip(equation.invars[::-1], inside.variables[::-1], strict=False):
+                if own in inside.normed and _is_variable(x):
+                    self._norm(x)
+
+    def _sum(self, x: Any, out: Any) -> None:
+        """``out`` is a sum over x; one of squares is a norm."""
+        self.source[out] = self.source.get(x, x)
+        if x in self.square:
+            self._norm(self.square[x])
+
+    def _norm(self, x: Any) -> None:
+        self.normed.add(self.source.get(x, x))
+
     def _follow(self, x: Any, out: Any) -> None:
         """``out`` is a known multiple of x."""
         self.source[out], self.linear[out] = self.source.get(x, x), self.linear.get(x, x)
-        if x in self.bounded:
-            self.bounded[out] = self.bounded[x]
+        for found in (self.bounded, self.square):
+            if x in found:
+                found[out] = found[x]
 
     def _combine(self, equation: Any, inputs: Sequence[Any], out: Any) -> None:
         """``out`` is a polynomial of the variables ``inputs``."""
@@ -147,8 +195,10 @@ class Patterns:
             self.source[out] = sources.pop()
         if len(inputs) == 1 and inputs[0] in self.bounded:
             self.bounded[out] = self.bounded[inputs[0]]
-        if equation.primitive in _SQUARES and inputs[0] in self.positive:
-            self.gate[out] = inputs[0]
+        if equation.primitive in _SQUARES and equation.params.get("y", 2) == 2:
+            self.square[out] = inputs[0]
+            if inputs[0] in self.positive:
+                self.gate[out] = inputs[0]
         if (
             equation.primitive is p.max_p
             and len(inputs) == 1
@@ -158,6 +208,8 @@ class Patterns:
 
     def _multiply(self, x: Any, y: Any, out: Any) -> None:
         """``out`` is a product of two variables."""
+        if x is y:
+            self.square[out] = x
         for one, other in ((x, y), (y, x)):
             if one in self.gate:
                 self.gate[out] = one
@@ -178,6 +230,9 @@ class Patterns:
             and e.outvars[0] not in read
             and any(0 < _number(x) <= _LARGEST_GUARD for x in e.invars)
         }
+
+
+_found: MutableMapping[jex.Jaxpr, Patterns] = WeakKeyDictionary()
 
 
 def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:

@@ -51,7 +51,7 @@ def scatter(yielding):
     """Updates and operand agree on a scale; a 16-bit sum is accumulated in float32."""
 
     def rule(equation, operand, indices, updates):
-        data, scale = aligned(operand, updates, yielding=yielding)
+        data, scale = aligned(equation, operand, updates, yielding=yielding)
         return [Scaled(_scattered(equation, data[0], indices, data[1]), scale)]
 
     return rule
@@ -96,7 +96,7 @@ def gather(equation, operand, indices):
     marks = jnp.zeros_like(operand.data, jnp.int8)
     outside = bind(equation, [marks, plain(indices)], fill_value=1)[0] == 1
     filled = Uniform.like(equation.outvars[0].aval, float(fill))
-    data, scale = aligned(picked, filled, yielding=True)
+    data, scale = aligned(equation, picked, filled, yielding=True)
     return [Scaled(jnp.where(outside, data[1], data[0]), scale)]
 
 
