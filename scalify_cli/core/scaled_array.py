@@ -4,6 +4,7 @@ The source is Scalify (arXiv 2407.17353), section 2. The scale is held in float3
 scales overflow after a few layers, and is a power of two because other scales cost accuracy.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -108,6 +109,7 @@ def cast(x: Any, dtype: Any) -> Any:
     return x if x.dtype == dtype and not getattr(x, "weak_type", False) else x.astype(dtype)
 
 
+@functools.cache
 def is_narrow(dtype: Any) -> bool:
     """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
     return jnp.finfo(dtype).maxexp <= MAX_EXPONENT

@@ -60,9 +60,7 @@ class Patterns:
     @staticmethod
     def of(jaxpr: jex.Jaxpr) -> "Patterns":
         """For a new evaluation; what was found before is not looked for again."""
-        if jaxpr not in _found:
-            _found[jaxpr] = Patterns(jaxpr)
-        patterns = copy.copy(_found[jaxpr])
+        patterns = copy.copy(_patterns(jaxpr))
         patterns.scales = {}
         return patterns
 
@@ -98,6 +96,8 @@ class Patterns:
 
     def widened(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
         """The operands of a step of arithmetic in float32, or of what follows one."""
+        if not self.steps:
+            return operands
         scaled = [x for x in operands if isinstance(x, Scaled)]
         step = equation.outvars[0] in self.steps if equation.outvars else False
         wide = any(x in self.steps for x in equation.invars if _is_variable(x))
@@ -105,6 +105,8 @@ class Patterns:
 
     def narrowed(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
         """The outputs of an equation in their own dtypes, unless they are a step of arithmetic."""
+        if not self.steps:
+            return outputs
         pairs = zip(equation.outvars, outputs, strict=True)
         return [
             x.with_data(cast(x.data, var.aval.dtype))
@@ -167,8 +169,9 @@ class Patterns:
         """What a program inside takes the norm of is true outside already."""
         inner = equation.params[_BODIES[equation.primitive.name]]
         for body in inner if isinstance(inner, tuple) else (inner,):
-            inside = Patterns.of(getattr(body, "jaxpr", body))
-            for x, own in zip(equation.invars[::-1], inside.variables[::-1], strict=False):
+            inside = _patterns(getattr(body, "jaxpr", body))
+            pairs = zip(equation.invars[::-1], inside.variables[::-1], strict=False)
+            for x, own in pairs if inside.normed else ():
                 if own in inside.normed and _is_variable(x):
                     self._norm(x)
 
@@ -233,6 +236,12 @@ class Patterns:
 
 
 _found: MutableMapping[jex.Jaxpr, Patterns] = WeakKeyDictionary()
+
+
+def _patterns(jaxpr: jex.Jaxpr) -> Patterns:
+    if jaxpr not in _found:
+        _found[jaxpr] = Patterns(jaxpr)
+    return _found[jaxpr]
 
 
 def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
