@@ -29,6 +29,7 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import CALLED_JAXPR, live_equations
 from scalify_cli.core.rules.arithmetic import OPAQUE, RULES, SATURATING
+from scalify_cli.core.rules.definitions import PRIMITIVES as DEFINITIONS
 from scalify_cli.core.rules.families import widened
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
 from scalify_cli.core.scaled_array import cast, is_float, is_narrow, wide_dtype
@@ -254,7 +255,8 @@ def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
     for equation in equations:
         inputs = filter(_is_variable, equation.invars)
         others.update(x for x in inputs if equation.primitive not in _WIDE or made.get(x) != run)
-        run += equation.primitive not in _ELEMENTWISE
+        named = equation.primitive.name in DEFINITIONS
+        run += not named and equation.primitive not in _ELEMENTWISE
         out = equation.outvars[0]
         if equation.primitive in _ARITHMETIC and is_float(out.aval) and is_narrow(out.aval.dtype):
             made[out] = run
