@@ -18,7 +18,6 @@ from scalify_cli.core.interpreter import here
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT
 
 _MOST_PARTS = 24
-_MAXIMA = ("maximum", "moderate")
 
 
 class Atom:
@@ -197,14 +196,14 @@ def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
 
 def _joint(rule: str, scales: Sequence[Scale]) -> Scale:
     largest: list[Scale] = []
-    for scale in (part for x in scales for part in _parts(x)):
+    for scale in (part for x in scales for part in _parts(x, rule)):
         ratios = [(scale / other, i) for i, other in enumerate(largest)]
         known = [(ratio.constant, i) for ratio, i in ratios if ratio.static]
         if not known:
             largest.append(scale)
         elif known[0][0] > 0:
             largest[known[0][1]] = scale
-    whole = [x for x in scales if set(_parts(x)) == set(largest)]
+    whole = [x for x in scales if set(_parts(x, rule)) == set(largest)]
     if whole or len(largest) == 1:
         return (whole or largest)[0]
     return _derived(rule, largest)
@@ -215,10 +214,10 @@ def minimum(x: Scale, y: Scale) -> Scale:
     return maximum([x**-1, y**-1]) ** -1
 
 
-def _parts(scale: Scale) -> list[Scale]:
+def _parts(scale: Scale, rule: str = "maximum") -> list[Scale]:
     """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
     for atom, n in scale.terms:
-        if n == 1 and atom.rule in _MAXIMA and len(atom.operands) <= _MOST_PARTS:
+        if n == 1 and atom.rule == rule and len(atom.operands) <= _MOST_PARTS:
             rest = scale / Scale._of(atom)
             return [operand * rest for operand in atom.operands]
     return [scale]

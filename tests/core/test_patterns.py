@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from scalify_cli.core import ScaledArray, as_scaled, scalify, unscale
+from scalify_cli.core.scale import Scale, maximum, moderate
 
 X = np.linspace(-3, 3, 16, dtype=np.float32)
 ERROR = {"float32": 2.0**-19, "bfloat16": 2.0**-6, "float16": 2.0**-8}
@@ -225,3 +226,11 @@ def test_data_far_from_its_scale_loses_no_gradient_through_a_norm(way, exponent,
     got = way(scalify(gradient))(*scaled)
     for name, x in wanted.items():
         assert relative_error(got[name], x) < 2.0**-14, name
+
+
+def test_the_larger_of_a_moderate_scale_and_another_is_found_after_it_is_moderate():
+    def larger(*exponents):
+        a, b, c = map(Scale.unknown, exponents)
+        return maximum([moderate([a, b]), c]).exponent()
+
+    assert jax.jit(larger)(*map(jnp.int32, (40, 0, 20))) == 20
