@@ -95,3 +95,12 @@ def test_a_shard_has_its_part_of_a_known_array():
     )
     scaled = scalify(lambda x: join(x, jnp.full_like(x, 3)))
     assert jax.eval_shape(scaled, ScaledArray(SHARDS, 2.0)).shape == (8, 3)
+
+
+def test_shards_of_a_known_array_are_a_whole():
+    mesh = AbstractMesh((2,), ("i",), axis_types=(AxisType.Auto,))
+    known = jax.shard_map(
+        jnp.ones_like, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=False
+    )
+    scaled = scalify(lambda x: (x, known(x)))
+    assert jax.eval_shape(scaled, ScaledArray(SHARDS, 2.0))[1].shape == (4, 3)

@@ -1,5 +1,6 @@
 """How values enter and leave the body of a loop, a branch or a call that is traced anew."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from scalify_cli.core.powers import (
     exp2,
     log2_floor,
 )
-from scalify_cli.core.scale import Scale, exponents, maximum, minimum, relations
+from scalify_cli.core.scale import Relation, Scale, exponents, maximum, minimum, relations
 from scalify_cli.core.scaled_array import is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Column,
@@ -38,8 +39,8 @@ class Form(NamedTuple):
     """What is static about a value, the rest of which crosses a boundary as arrays.
 
     ``kind`` is *uniform* (no array), *plain* (one), *known* (data at the scale ``known``) or
-    *unknown* (data, and an exponent in a vector shared with other values: its own, or one that
-    follows from some of them by the ``Relation`` ``known``).
+    *unknown* (data at a scale that follows by the ``Relation`` ``known`` from a vector of
+    exponents, which is shared with other values).
     """
 
     kind: str
@@ -55,14 +56,16 @@ class Form(NamedTuple):
         return Form("known", x.scale) if static else Form("unknown")
 
     def data(self, x: Any) -> Any:
-        """The array of x in this form."""
+        """The array of x in this form; None where there is none."""
+        if self.kind == "uniform":
+            return None
         return plain(x) if self.kind == "plain" else promote(x).data
 
-    def join(self, data: Any, scale: Scale | None) -> Any:
+    def join(self, data: Any, elements: Sequence[Scale]) -> Any:
         """The value again, on the other side."""
         if self.kind in ("uniform", "plain"):
             return data if self.kind == "plain" else self.known
-        return Scaled(data, self.known if self.kind == "known" else scale)
+        return Scaled(data, self.known.of(elements) if self.kind == "unknown" else self.known)
 
 
 def common_form(forms: tuple[Form, ...]) -> Form:
@@ -80,9 +83,18 @@ def common_form(forms: tuple[Form, ...]) -> Form:
     return Form("known", next(iter(known), None)) if static else Form("unknown")
 
 
+def numbered(forms: Iterable[Form]) -> list[Form]:
+    """The forms of values that cross again and again: each unknown scale is an exponent."""
+    places = itertools.count()
+    return [
+        Form("unknown", Relation(0, ((next(places), 1),))) if form.kind == "unknown" else form
+        for form in forms
+    ]
+
+
 def split(forms: Sequence[Form], values: Iterable[Any]) -> tuple:
-    """The arrays of some values: their data, and a vector of the exponents that are unknown."""
-    pairs = [pair for pair in zip(forms, values, strict=True) if pair[0].kind != "uniform"]
+    """The arrays of values in numbered forms: their data, and the exponents that are unknown."""
+    pairs = list(zip(forms, values, strict=True))
     unknown = [promote(x) for form, x in pairs if form.kind == "unknown"]
     return [form.data(x) for form, x in pairs], exponents([x.scale or _born(x) for x in unknown])
 
@@ -99,9 +111,8 @@ def related(values: Sequence[Any], outside: "Outside | None" = None) -> tuple[li
         outside: what is known there.
     """
     forms = [outside.form(x) if outside else Form.of(x) for x in values]
-    pairs = [pair for pair in zip(forms, values, strict=True) if pair[0].kind != "uniform"]
-    unknown = [promote(x).scale or Scale() for form, x in pairs if form.kind == "unknown"]
-    found, elements = relations(unknown)
+    pairs = list(zip(forms, values, strict=True))
+    found, elements = relations([promote(x).scale for f, x in pairs if f.kind == "unknown"])
     own = iter(found)
     forms = [f._replace(known=next(own)) if f.kind == "unknown" else f for f in forms]
     return forms, ([form.data(x) for form, x in pairs], exponents(elements))
@@ -109,33 +120,21 @@ def related(values: Sequence[Any], outside: "Outside | None" = None) -> tuple[li
 
 def joined(forms: Sequence[Form], arrays: tuple) -> list[Any]:
     """The values again."""
-    data, elements = iter(arrays[0]), Scale.elements(arrays[1])
-    own = iter(elements)
-    return [
-        form.join(
-            None if form.kind == "uniform" else next(data),
-            None
-            if form.kind != "unknown"
-            else form.known.of(elements)
-            if form.known
-            else next(own),
-        )
-        for form in forms
-    ]
+    elements = Scale.elements(arrays[1])
+    return [form.join(x, elements) for form, x in zip(forms, arrays[0], strict=True)]
 
 
 def gathered(forms: Sequence[Form], arrays: tuple, length: int) -> list[Any]:
     """A loop's outputs of all iterations; one exponent an iteration where it is unknown."""
-    unknown = [form.known for form in forms if form.kind == "unknown"]
-    data, stack = iter(arrays[0]), Stack(arrays[1], unknown)
+    stack = Stack(arrays[1], [form.known for form in forms if form.kind == "unknown"])
     columns = (Column(stack, i) for i in range(len(forms)))
     return [
         form.known.repeated(length)
         if form.kind == "uniform"
-        else Scaled(next(data), None, stacked=next(columns))
+        else Scaled(x, None, stacked=next(columns))
         if form.kind == "unknown"
-        else form.join(next(data), None)
-        for form in forms
+        else form.join(x, ())
+        for form, x in zip(forms, arrays[0], strict=True)
     ]
 
 
@@ -221,7 +220,7 @@ class State:
         self.initial = [_entering(promote(x)) if is_float(x) else plain(x) for x in initial]
         self.kept = [x if _keeps(x) else None for x in self.initial]
         drifts = [isinstance(x, Scaled) and not _keeps(x) for x in self.initial]
-        self.forms = [Form("unknown" if drifting else "plain") for drifting in drifts]
+        self.forms = numbered(Form("unknown" if drifting else "plain") for drifting in drifts)
 
     def split(self, values: Sequence[Any]) -> tuple:
         """The arrays of the carries."""

@@ -7,6 +7,7 @@ saved activations are not rewritten between the two.
 """
 
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import jax
@@ -25,12 +26,13 @@ from scalify_cli.core.rules.boundary import (
     common_form,
     gathered,
     joined,
+    numbered,
     related,
     split,
     unstacked,
 )
 from scalify_cli.core.rules.definitions import PRIMITIVES, rewritten
-from scalify_cli.core.scale import ONE, Scale, exponents
+from scalify_cli.core.scale import Scale
 from scalify_cli.core.settle import settled
 from scalify_cli.core.values import Scaled, Uniform, bounded, plain, promote, times
 
@@ -111,7 +113,8 @@ def cond(equation, which, *operands, run):
     """Each branch is traced anew; where their scales differ, an exponent is returned as well."""
     values = [unstacked(x) for x in operands]
     traced = [Body(closed, values, run) for closed in equation.params["branches"]]
-    forms = [common_form(column) for column in zip(*(body.forms for body in traced), strict=True)]
+    columns = zip(*(body.forms for body in traced), strict=True)
+    forms = numbered(map(common_form, columns))
 
     def branch(body):
         return settled(lambda *arrays: split(forms, map(_bounded, forms, body(*arrays))))
@@ -135,30 +138,26 @@ def shard_map(equation, *operands, run):
     JAX does not track how shards differ: scales that are computed together would all vary.
     """
     params = equation.params
-    values = [unstacked(x) for x in operands]
-    inputs = [Form.of(x) for x in values]
+    inputs, arguments = related([unstacked(x) for x in operands])
     forms: list[Form] = []
 
-    def body(data, scales):
-        own = map(_own_part, params["jaxpr"].invars, joined(inputs, (data, scales)))
+    def body(arrays):
+        own = map(_lying_as, params["jaxpr"].invars, joined(inputs, arrays))
         outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), list(own))
-        outputs = [_on_every_shard(x, params) for x in outputs]
-        forms[:] = map(Form.of, outputs)
-        return list(map(_array, forms, outputs)), exponents(list(map(_scale, forms, outputs)))
+        forms[:], arrays = related(
+            list(map(_on_every_shard, outputs, repeat(params["mesh"]), params["out_specs"]))
+        )
+        return arrays
 
-    specs = [
-        s for s, form in zip(params["in_specs"], inputs, strict=True) if form.kind != "uniform"
-    ]
-    data, scales = jax.shard_map(
+    outputs = jax.shard_map(
         settled(body),
         mesh=params["mesh"],
-        in_specs=(specs, PartitionSpec()),
+        in_specs=((list(params["in_specs"]), PartitionSpec()),),
         out_specs=(list(params["out_specs"]), PartitionSpec()),
         axis_names=params["newly_manual_axes"],
         check_vma=False,
-    )(*split(inputs, values))
-    pairs = zip(forms, data, Scale.elements(scales), strict=True)
-    return [form.join(x, scale) for form, x, scale in pairs]
+    )(arguments)
+    return list(map(_lying_as, equation.outvars, joined(forms, outputs)))
 
 
 def without_consts(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
@@ -188,34 +187,25 @@ class Body:
         return self.outputs(jex.jaxpr_as_fun(self.traced)(*arrays))
 
 
-def _own_part(variable: Any, x: Any) -> Any:
-    """A known number as one shard has it: smaller, and on no mesh that JAX tracks."""
+def _lying_as(variable: Any, x: Any) -> Any:
+    """A known number as large as a variable, and where it lies: one shard of it, or the whole."""
     return Uniform.like(variable.aval, x.value) if isinstance(x, Uniform) else x
 
 
-def _on_every_shard(x: Any, params: Any) -> Any:
-    """x at the largest of the shards' scales, where they may differ."""
-    if Form.of(x).kind != "unknown":
+def _on_every_shard(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
+    """x at the largest of the shards' scales, where it has several: along the axes of its spec."""
+    split = {axis for part in spec for axis in (part if isinstance(part, tuple) else (part,))}
+    axes = tuple(axis for axis in mesh.axis_names if axis in split)  # in one order everywhere
+    if not axes or Form.of(x).kind != "unknown":
         return x
     x = promote(x)
-    exponent = jnp.int32(x.scale.exponent())
-    axes = (name for name in params["mesh"].axis_names if name in params["newly_manual_axes"])
-    scale = Scale.unknown(lax.pmax(exponent, tuple(axes)))  # in each process in the same order
+    scale = Scale.unknown(lax.pmax(jnp.int32(x.scale.exponent()), axes))
     return Scaled(times(x.data, x.scale / scale), scale)
 
 
 def _bounded(form: Form, x: Any) -> Any:
     x = promote(x) if form.kind == "unknown" else x
     return x if form.kind != "unknown" or x.scale is None else bounded(x)
-
-
-def _array(form: Form, x: Any) -> Any:
-    """One array whatever the form: the specs of a result are needed before it is traced."""
-    return plain(x) if form.kind == "uniform" else form.data(x)
-
-
-def _scale(form: Form, x: Any) -> Scale:
-    return x.scale if form.kind == "unknown" else ONE
 
 
 CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
