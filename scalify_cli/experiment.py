@@ -158,8 +158,9 @@ def assemble(config: DictConfig, wandb: str | None, say: Callable[[str], None]) 
     dataset.require("validation", trainer.sequence_length + 1)
     model = for_vocabulary(model, dataset.vocab_size)
     policy = Policy(parts["precision"], parts["scaling"])
-    length = trainer.steps, trainer.accumulate
-    step = Step(model, policy, parts["optimizer"], *length, config.seed, over_devices(trainer, say))
+    accumulate, parallel = over_devices(trainer, say)
+    length = trainer.steps, accumulate
+    step = Step(model, policy, parts["optimizer"], *length, config.seed, parallel)
     tracking = replace(parts["tracking"], wandb=wandb) if wandb else parts["tracking"]
     return Job(dataset, step, trainer, tracking, config.seed)
 

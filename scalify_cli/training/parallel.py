@@ -6,6 +6,7 @@ any number of devices, so the numbers do not depend on it. Otherwise the rows of
 are shared out, and the compiler adds up what they give: only the order of sums differs then.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scalify_cli.errors import UserError
 from scalify_cli.training.trainer import Trainer
 
+_FEW = 4
 PAIRED_LEVELS = 3
 """How often a sum is halved; what remains is added up in order."""
 
@@ -72,25 +74,38 @@ class DataParallel:
         )(same, parts)
 
 
-def over_devices(trainer: Trainer, say: Callable[[str], None]) -> DataParallel | None:
-    """All devices of all processes; None where there is one.
+def over_devices(trainer: Trainer, say: Callable[[str], None]) -> tuple[int, DataParallel | None]:
+    """The micro-batches of a batch, and all devices of all processes; None where there is one.
 
     Raises:
         UserError: a batch does not split over them.
     """
-    size, accumulate, found = trainer.batch_size, trainer.accumulate, jax.devices()
-    devices = usable(found, size, accumulate)
+    size, found = trainer.batch_size, jax.devices()
+    devices = usable(found, size, trainer.accumulate)
     if len(devices) < len(found):
         say(f"uses {len(devices)} of {len(found)} devices: the batch splits over no more")
-    return DataParallel(devices, size, accumulate) if len(devices) > 1 else None
+    parts = micro_batches(size, trainer.accumulate, len(devices))
+    return parts, DataParallel(devices, size, parts) if len(devices) > 1 else None
 
 
-def usable(devices: Sequence[Any], batch_size: int, accumulate: int) -> list[Any]:
+def micro_batches(batch_size: int, accumulate: int | None, count: int) -> int:
+    """Parts of a batch on so many devices: ``accumulate``.
+
+    Where that is None up to four, the same on any number of devices which those, or their rows,
+    split over; on others one for each device.
+    """
+    if accumulate is not None:
+        return accumulate
+    few = math.gcd(batch_size, _FEW)
+    return few if batch_size % count or _splits(count, batch_size, few) else count
+
+
+def usable(devices: Sequence[Any], batch_size: int, accumulate: int | None) -> list[Any]:
     """As many of the devices as a batch splits over; all of them where processes share the work."""
     if len({device.process_index for device in devices}) > 1:
         return list(devices)
-    counts = range(len(devices), 0, -1)
-    return list(devices)[: next(n for n in counts if _splits(n, batch_size, accumulate))]
+    parts = {n: micro_batches(batch_size, accumulate, n) for n in range(len(devices), 0, -1)}
+    return list(devices)[: next(n for n in parts if _splits(n, batch_size, parts[n]))]
 
 
 def _splits(count: int, batch_size: int, accumulate: int) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from scalify_cli.core import ScaledArray, scalify
+from scalify_cli.core import ScaledArray, is_scaled, scalify
 from scalify_cli.models.gpt import cross_entropy
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 64, 512)).astype(np.float16)
@@ -42,3 +42,14 @@ def test_what_no_scaled_argument_reaches_comes_out_plain(jit):
     )
     assert isinstance(doubled, ScaledArray) and not isinstance(chosen, ScaledArray)
     np.testing.assert_array_equal(chosen, [0, 3])
+
+
+def test_a_pattern_of_plain_arrays_leaves_as_a_plain_array():
+    def f(x, y):
+        half = y * 0.5
+        return x * 2, jax.nn.silu(half), half / jnp.sqrt(jnp.mean(half**2) + 1e-6)
+
+    x, y = ScaledArray(jnp.ones(3), 4.0), jnp.arange(1.0, 4)
+    scaled, *plain = jax.jit(scalify(f))(x, y)
+    assert is_scaled(scaled)
+    assert not any(map(is_scaled, plain))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scalify_cli.errors import UserError
-from scalify_cli.training.parallel import DataParallel, usable
+from scalify_cli.training.parallel import DataParallel, micro_batches, usable
 
 SETUP = """
 import sys, jax
@@ -77,13 +77,28 @@ def test_a_batch_that_does_not_split_is_refused():
 SAME = {
     "rows in FP32": ("precision=fp32", "trainer.accumulate=1"),
     "rows in FP8": ("precision=fp8", "trainer.accumulate=1"),
-    "micro-batches": ("precision=fp8", "trainer.accumulate=2"),
+    "micro-batches in FP32": ("precision=fp32", "trainer.accumulate=null"),
 }
 
 
 @pytest.mark.parametrize("words", SAME.values(), ids=SAME.keys())
 def test_two_devices_give_the_losses_of_one(words):
     assert losses(2, *words) == pytest.approx(losses(1, *words), rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp16", "bf16"])
+def test_whole_micro_batches_give_the_losses_of_one_device_bit_for_bit(precision):
+    words = f"precision={precision}", "trainer.accumulate=null"
+    assert losses(4, *words) == losses(1, *words)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "count", "parts"),
+    [(8, 1, 4), (8, 4, 4), (8, 8, 8), (6, 1, 2), (6, 3, 2), (9, 3, 1), (5, 5, 1), (10, 5, 2)],
+)
+def test_parts_depend_on_the_devices_only_where_they_must(batch_size, count, parts):
+    assert micro_batches(batch_size, None, count) == parts
+    assert len(usable(devices(*[0] * count), batch_size, None)) == count
 
 
 def test_all_processes_compile_the_same_program():

@@ -93,7 +93,9 @@ class Patterns:
         self.scales[variable] = value.scale
         near = value.scale.static and abs(value.scale.constant) <= _NEAR
         held = near or is_narrow(value.dtype) or variable not in self.made_true
-        return value if held else Scaled(cast(true_values(value), value.dtype), ONE)
+        return (
+            value if held else replace(value, data=cast(true_values(value), value.dtype), scale=ONE)
+        )
 
     def widened(self, equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
         """The operands of a step of arithmetic in float32, or of what follows one."""
@@ -121,10 +123,13 @@ class Patterns:
         scaled = [x for x in operands if isinstance(x, Scaled) and x.scale is not None]
         if id(equation) not in self.guards or not scaled or is_narrow(scaled[0].dtype):
             return operands
-        scale = promote(scaled[0]).scale
+        scale = scaled[0].scale
         if scale is None or scale.static or any(abs(n) > 2 for _, n in scale.terms):
             return operands  # beside a fourth power it could lie beyond float32
-        return [Scaled(x.data_at(scale), scale) if isinstance(x, Uniform) else x for x in operands]
+        return [
+            replace(scaled[0], data=x.data_at(scale)) if isinstance(x, Uniform) else x
+            for x in operands
+        ]
 
     def gated(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
         """The outputs of an equation, a gate's at the scale that it keeps, as far as it can."""
@@ -134,7 +139,7 @@ class Patterns:
         x, scale = outputs[0], outputs[0].scale
         room = _HEADROOM if is_narrow(equation.outvars[0].aval.dtype) else _WIDE_HEADROOM
         wanted = maximum([scale.shifted(-room), minimum(wanted, scale.shifted(room))])
-        return [Scaled(at_scale(x, wanted), wanted), *outputs[1:]]
+        return [replace(x, data=at_scale(x, wanted), scale=wanted), *outputs[1:]]
 
     def _look_at(self, equation: Any) -> None:
         primitive, out = equation.primitive, equation.outvars[0]
