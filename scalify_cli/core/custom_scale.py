@@ -92,11 +92,11 @@ def _batched(args: Any, axes: Any, *, call: Any, rule: Any) -> Any:
     def mapped(*flat):
         inputs = tuple(data_axes(x, axis) for x, axis in zip(flat, axes, strict=True))
         outputs = [ScaledArray.tree_unflatten(None, (0, None))] * len(call.out_avals)
-        return jax.vmap(lambda *xs: rule(*xs), inputs, outputs)(*flat)
+        return jax.vmap(rule.__call__, inputs, outputs)(*flat)
 
     function = jax.vmap(jex.jaxpr_as_fun(call), axes, 0)
-    flat_rule = _Rule(lambda *xs: mapped(*xs), jax.tree.structure((0,) * len(args)), None)
-    flat_rule.outputs = jax.tree.structure([0] * len(call.out_avals))
+    structures = (0,) * len(args), [0] * len(call.out_avals)
+    flat_rule = _Rule(mapped, *map(jax.tree.structure, structures))
     outputs = custom_scale_p.bind(*args, call=jax.make_jaxpr(function)(*args), rule=flat_rule)
     return outputs, [0] * len(outputs)
 

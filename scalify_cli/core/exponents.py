@@ -6,7 +6,9 @@ vector instead; what is asked for of it are products with constant matrices.
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +42,12 @@ def merged(sets: Iterable[dict]) -> dict:
     return {atom: None for atoms in sets for atom in atoms}
 
 
-class Request(NamedTuple):
-    """Scales needed at run time: int32 exponents or float32 factors, of shape () or (n,)."""
+@dataclass(eq=False)
+class Request:
+    """Scales needed at run time: int32 exponents or float32 factors, of shape () or (n,).
+
+    It is a parameter of an equation, which JAX hashes and keeps: each is one of its own.
+    """
 
     scales: tuple[Any, ...]
     dtype: Any
@@ -53,7 +59,7 @@ class Request(NamedTuple):
         """Float32 scalars first, vectors last."""
         return self.shape, self.dtype != jnp.float32
 
-    @property
+    @cached_property
     def given(self) -> tuple[Source, ...]:
         """What they are computed from."""
         return tuple(merged(atom.given for scale in self.scales for atom, _ in scale.terms))
@@ -91,9 +97,9 @@ class Exponents:
         sums, count, results = self._sums(scales, inverse=len(floats)), len(floats), []
         if floats:
             codes = sums if count >= len(scales) else sums[:count]
-            results += _scalars(_powers(codes, floats))[:count]
+            results += jnp.unstack(_powers(codes, floats))[:count]
         if single > count:
-            results += _scalars(sums[count:single])
+            results += jnp.unstack(sums[count:single])
         ends = np.cumsum([single, *(request.shape[0] for request in requests[single:])])
         parts = itertools.pairwise(map(int, ends))
         return results + [sums[start:stop] for start, stop in parts]
@@ -136,9 +142,6 @@ class Exponents:
             return exponent_of_power(value)
         return _element(value, atom.index) if value.ndim else value
 
-    def _position(self, atom: Any) -> int:
-        return self.place[atom.source] + atom.index if atom.source else self.place[atom]
-
     def _levels(self, scales: Iterable[Any]) -> list[list[Any]]:
         """The derived atoms still to be computed, each level from those before it."""
         found: dict[Any, None] = {}
@@ -174,14 +177,11 @@ class Exponents:
         for column, scale in enumerate(scales):
             matrix[0, column] = scale.constant
             for atom, n in scale.terms:
-                matrix[self._position(atom), column] = n
+                place = self.place[atom.source or atom]
+                matrix[place + atom.index, column] = n
         matrix[:, :inverse] *= -1
         matrix[0, :inverse] += BIAS + 1
         return lax.dot(self.vector, matrix)
-
-
-def _scalars(vector: Any) -> list[Any]:
-    return list(jnp.unstack(vector))
 
 
 def _largest(rows: Any, rules: Sequence[str]) -> Any:
@@ -225,43 +225,25 @@ Others are the largest of their operands, then halved (*root 2*) or clamped.
 """
 
 
-class Asked:
-    """A request as a parameter of an equation, which JAX hashes and keeps: one of its own."""
-
-    def __init__(self, request: Request):
-        self.request = request
-        self.given = request.given
-
-
-def _computed(*values: Any, asked: Asked) -> Any:
+def _computed(*values: Any, asked: Request) -> Any:
     exponents = Exponents()
     exponents.given |= zip(asked.given, values, strict=True)
-    return exponents.compute([asked.request])[0]
+    return exponents.compute([asked])[0]
 
 
 exponent_p = jex.Primitive("exponent")
 """A scale asked for; ``settled`` computes many of them together."""
 exponent_p.def_impl(_computed)
-exponent_p.def_abstract_eval(
-    lambda *_, asked: ShapedArray(asked.request.shape, asked.request.dtype)
-)
+exponent_p.def_abstract_eval(lambda *_, asked: ShapedArray(asked.shape, asked.dtype))
 mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
 
 
-def asking(jaxpr: jex.Jaxpr) -> list[tuple[Asked, jex.JaxprEqn]]:
+def asking(jaxpr: jex.Jaxpr) -> list[tuple[Request, jex.JaxprEqn]]:
     """What the equations of a jaxpr ask for."""
     return [(e.params["asked"], e) for e in jaxpr.eqns if e.primitive is exponent_p]
 
 
 def forget(jaxpr: jex.Jaxpr) -> None:
     """Lets go of a trace that is over: JAX's caches keep the parameters of its equations."""
-    scales = [scale for asked, _ in asking(jaxpr) for scale in asked.request.scales]
-    waiting, seen = [atom for scale in scales for atom, _ in scale.terms], set()
-    while waiting:
-        atom = waiting.pop()
-        if atom not in seen:
-            seen.add(atom)
-            atom.memo.clear()
-            waiting += [below for scale in atom.operands for below, _ in scale.terms]
-    for source in merged(atom.given for atom in seen):
-        source.array = None
+    for request, _ in asking(jaxpr):
+        request.scales = request.given = ()

@@ -7,6 +7,7 @@ transform's business.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax import lax
 from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import primitives as p
+from jax.interpreters import mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from scalify_cli.core.scaled_array import is_scaled
@@ -24,6 +26,20 @@ class RuledPrimitive(jex.Primitive):
     """A primitive of ours that brings its own scale rule."""
 
     scale_rule: Callable
+
+
+def marker(name: str, scale_rule: Callable) -> RuledPrimitive:
+    """A primitive that is its first operand; rules of transforms give it a meaning."""
+
+    def first(x: Any, *_: Any, **__: Any) -> Any:
+        return x
+
+    primitive = RuledPrimitive(name)
+    primitive.scale_rule = scale_rule
+    primitive.def_impl(first)
+    primitive.def_abstract_eval(first)
+    mlir.register_lowering(primitive, mlir.lower_fun(first, multiple_results=False))
+    return primitive
 
 
 CALLED_JAXPR = {
@@ -44,7 +60,6 @@ class Program(NamedTuple):
     arguments: list[Any]
     rebuild: Callable[[Sequence[Any]], Any]
     trace: Callable[[Sequence[Any]], jex.ClosedJaxpr]
-    avals: list[Any]
 
 
 def trace_call(f: Callable, args: tuple, kwargs: dict, whole: bool = True) -> Program:
@@ -67,14 +82,8 @@ def trace_call(f: Callable, args: tuple, kwargs: dict, whole: bool = True) -> Pr
     arguments = [leaves[i] for i in dynamic]
     avals = [jax.typeof(x.data if is_scaled(x) else x) for x in arguments]
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
-    result = jax.tree.structure(shape)
-    return Program(
-        closed,
-        arguments,
-        lambda outputs: jax.tree.unflatten(result, outputs),
-        jax.make_jaxpr(flat),
-        avals,
-    )
+    rebuild = partial(jax.tree.unflatten, jax.tree.structure(shape))
+    return Program(closed, arguments, rebuild, jax.make_jaxpr(flat))
 
 
 def _is_array(x: Any) -> bool:
@@ -116,13 +125,18 @@ def evaluate(
 
 def live_equations(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
     """The equations that an output or an effect depends on."""
-    needed = {atom for atom in jaxpr.outvars if isinstance(atom, jex.Var)}
-    live = []
-    for equation in reversed(jaxpr.eqns):
+    return live(jaxpr.eqns, jaxpr.outvars)
+
+
+def live(equations: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+    """Those that one of the outputs, or an effect, depends on."""
+    needed = {atom for atom in outputs if not isinstance(atom, jex.Literal)}
+    found = []
+    for equation in reversed(equations):
         if equation.effects or not needed.isdisjoint(equation.outvars):
-            live.append(equation)
-            needed.update(atom for atom in equation.invars if isinstance(atom, jex.Var))
-    return live[::-1]
+            found.append(equation)
+            needed.update(x for x in equation.invars if not isinstance(x, jex.Literal))
+    return found[::-1]
 
 
 @contextmanager
@@ -207,22 +221,21 @@ def scan_again(
     Returns:
         The equation's outputs, and the second result of ``run`` stacked over the iterations.
     """
-    params = equation.params
     first, count = scan_counts(equation)
 
     def body(carry, slices):
-        outputs, extra = run(params["jaxpr"], [*operands[:first], *carry, *slices])
+        outputs, extra = run(equation.params["jaxpr"], [*operands[:first], *carry, *slices])
         return outputs[:count], (outputs[count:], extra)
 
-    carry, (stacked, extra) = lax.scan(
-        body,
-        list(operands[first : first + count]),
-        list(operands[first + count :]),
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    start, rows = list(operands[first : first + count]), list(operands[first + count :])
+    carry, (stacked, extra) = scan_with(equation, body, start, rows)
     return [*carry, *stacked], extra
+
+
+def scan_with(equation: jex.JaxprEqn, body: Callable, start: Any, rows: Any) -> tuple[Any, Any]:
+    """Another body in the loop of a ``scan`` equation."""
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    return lax.scan(body, start, rows, **options)
 
 
 def switch_again(

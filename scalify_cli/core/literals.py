@@ -17,19 +17,17 @@ _NARROW = (jnp.float16, jnp.bfloat16)
 
 
 def true_literals(
-    trace: Callable[[Sequence[Any]], jex.ClosedJaxpr],
-    avals: Sequence[Any],
-    narrow: jex.ClosedJaxpr,
+    trace: Callable[[Sequence[Any]], jex.ClosedJaxpr], narrow: jex.ClosedJaxpr
 ) -> dict[int, float]:
     """The unrounded values of 16-bit literals, by ``id`` of the literal in ``narrow``.
 
     Args:
         trace: the function's jaxpr for given argument types.
-        avals: the types that gave ``narrow``.
+        narrow: the one that is looked at.
     """
     if not any(_suspicious(literal) for literal in _literals(narrow.jaxpr)):
         return {}
-    widened = [_in_float32(aval) for aval in avals]
+    widened = [_in_float32(aval) for aval in narrow.in_avals]
     try:
         wide = trace(widened)
     except (TypeError, ValueError):  # the program needs its own dtypes

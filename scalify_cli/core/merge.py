@@ -17,7 +17,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.exponents import Source, asking, exponent_p
-from scalify_cli.core.interpreter import live_equations
+from scalify_cli.core.interpreter import live, live_equations
 from scalify_cli.core.scale import Scale
 
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
@@ -30,29 +30,23 @@ class Shift(NamedTuple):
     scale: Scale
     number: float = 1.0
 
-    @property
-    def static(self) -> bool:
-        return self.scale.static
-
 
 class Step(NamedTuple):
     """An equation on other variables; with ``shift``, its one input times that instead."""
 
     equation: Any
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
+    invars: Sequence[Any]
+    outvars: Sequence[Any]
     shift: Shift | None = None
+
+    @property
+    def effects(self) -> Any:
+        return self.equation.effects
 
 
 def merged(jaxpr: jex.Jaxpr) -> list[Step]:
     """The live equations of a jaxpr, multiplications by scales merged."""
-    merger = _Merger(jaxpr)
-    needed, live = set(merger.returned), []
-    for step in reversed(merger.steps):
-        if step.equation.effects or not needed.isdisjoint(step.outputs):
-            live.append(step)
-            needed.update(x for x in step.inputs if not isinstance(x, jex.Literal))
-    return live[::-1]
+    return live(_Merger(jaxpr).steps, jaxpr.outvars)
 
 
 def sources(jaxpr: jex.Jaxpr) -> dict[Source, Any]:
@@ -91,7 +85,7 @@ class _Merger:
         maker = self.maker(x)
         if maker is None or maker.equation.primitive is not exponent_p:
             return None
-        asked = maker.equation.params["asked"].request
+        asked = maker.equation.params["asked"]
         return asked.scales[0] if asked.dtype == jnp.float32 and asked.number == 1 else None
 
     def maker(self, x: Any) -> Step | None:
@@ -99,7 +93,7 @@ class _Merger:
 
     def write(self, step: Step) -> None:
         self.steps.append(step)
-        self.makers |= dict.fromkeys(step.outputs, step)
+        self.makers |= dict.fromkeys(step.outvars, step)
 
     def multiply(
         self, equation: Any, x: Any, shift: Shift, out: Any, *, sure: bool = False
@@ -117,11 +111,11 @@ class _Merger:
             x, found = found
             both = Shift(found.scale * shift.scale, found.number * shift.number)
             return self.write(Step(equation, [x], [out], both))
-        inputs = list(maker.inputs)
+        inputs = list(maker.invars)
         for i in (0, 1) if _is_single(maker, _SUMS) else self.places(maker, shift):
             if not isinstance(inputs[i], jex.Literal):
                 inputs[i] = object()
-                self.multiply(equation, maker.inputs[i], shift, inputs[i], sure=True)
+                self.multiply(equation, maker.invars[i], shift, inputs[i], sure=True)
         return self.write(Step(maker.equation, inputs, [out]))
 
     def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
@@ -143,12 +137,12 @@ class _Merger:
     def places(self, maker: Step, shift: Shift) -> Sequence[int]:
         """The operands to multiply instead of a result; none where that would cost more."""
         if _is_single(maker, _SUMS):
-            return (0, 1) if all(self.takes(x, shift) for x in maker.inputs) else ()
+            return (0, 1) if all(self.takes(x, shift) for x in maker.invars) else ()
         if _is_single(maker, _PRODUCTS):
             ranks = (np.ndim(x.aval) for x in maker.equation.invars)
-            takers = (i for i, r in enumerate(ranks) if r and self.takes(maker.inputs[i], shift))
+            takers = (i for i, r in enumerate(ranks) if r and self.takes(maker.invars[i], shift))
             return tuple(itertools.islice(takers, 1))
-        divides = _is_single(maker, _QUOTIENTS) and self.takes(maker.inputs[0], shift)
+        divides = _is_single(maker, _QUOTIENTS) and self.takes(maker.invars[0], shift)
         return (0,) if divides else ()
 
 
@@ -162,10 +156,10 @@ def _is_single(step: Step, primitives: Collection[Any]) -> bool:
 def _as_shift(step: Step) -> tuple[Any, Shift] | None:
     """What a step multiplies and by what, if it does no more than that."""
     if step.shift:
-        return step.inputs[0], step.shift
-    numbers = [i for i, x in enumerate(step.inputs) if isinstance(x, jex.Literal)]
+        return step.invars[0], step.shift
+    numbers = [i for i, x in enumerate(step.invars) if isinstance(x, jex.Literal)]
     if len(numbers) != 1 or not _is_single(step, _PRODUCTS):
         return None
     [i] = numbers
-    known = np.ndim(step.inputs[i].val) == 0 and step.inputs[i].val != 0
-    return (step.inputs[1 - i], Shift(Scale(), float(step.inputs[i].val))) if known else None
+    known = np.ndim(step.invars[i].val) == 0 and step.invars[i].val != 0
+    return (step.invars[1 - i], Shift(Scale(), float(step.invars[i].val))) if known else None

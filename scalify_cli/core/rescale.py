@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
-from scalify_cli.core.interpreter import RuledPrimitive
+from scalify_cli.core.interpreter import marker
 from scalify_cli.core.powers import MIN_EXPONENT, exp2, log2_floor
 from scalify_cli.core.scale import Scale
 from scalify_cli.core.scaled_array import wide_dtype
@@ -64,10 +64,6 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     return [Scaled(data, x.scale * Scale.unknown(change))]
 
 
-rescale_p = RuledPrimitive("rescale")
-rescale_p.scale_rule = _rule
-rescale_p.def_impl(lambda x, **_: x)
-rescale_p.def_abstract_eval(lambda x, **_: x)
-mlir.register_lowering(rescale_p, mlir.lower_fun(lambda x, **_: x, multiple_results=False))
+rescale_p = marker("rescale", _rule)
 ad.defjvp(rescale_p, lambda tangent, x, **_: tangent)
 batching.defvectorized(rescale_p)

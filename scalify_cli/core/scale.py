@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from scalify_cli.core.exponents import MODERATE, RULES, Asked, Request, Source, exponent_p, merged
+from scalify_cli.core.exponents import MODERATE, RULES, Request, Source, exponent_p, merged
 from scalify_cli.core.interpreter import here
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT
 
@@ -209,9 +209,9 @@ def _joint(rule: str, scales: Sequence[Scale]) -> Scale:
     return _derived(rule, largest)
 
 
-def minimum(x: Scale, y: Scale) -> Scale:
-    """The smaller of two scales."""
-    return maximum([x**-1, y**-1]) ** -1
+def minimum(scales: Sequence[Scale]) -> Scale:
+    """The smallest of some scales."""
+    return maximum([scale**-1 for scale in scales]) ** -1
 
 
 def _parts(scale: Scale, rule: str = "maximum") -> list[Scale]:
@@ -272,7 +272,7 @@ def exponents(scales: Sequence[Scale | None]) -> Any:
 
 def _request(scales: Any, dtype: Any, shape: tuple[int, ...], number: float = 1.0) -> Any:
     request = Request(tuple(scales), jnp.dtype(dtype), shape, number)
-    return exponent_p.bind(*(source.array for source in request.given), asked=Asked(request))
+    return exponent_p.bind(*(source.array for source in request.given), asked=request)
 
 
 _REMADE: dict[str, Callable[[Sequence[Scale]], Scale]] = {

@@ -33,7 +33,7 @@ class ScaledArray:
 
     def __init__(self, data: Any, scale: Any):
         self.data = data
-        self.scale = scale if _is_tracer(scale) else _power_of_two(scale)
+        self.scale = scale if isinstance(scale, Tracer) else _power_of_two(scale)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def _is_float_array(x: Any) -> bool:
 
 
 def _scale_of(x: jax.Array) -> float:
-    if _is_tracer(x) or x.size == 0:
+    if isinstance(x, Tracer) or x.size == 0:
         return 1.0
     unit, relative = (float(y) for y in _root_mean_square(x))
     return _scale_of_zeros(x.dtype) if relative == 0 else _floor_power_of_two(unit * relative)
@@ -158,7 +158,7 @@ def _root_mean_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _round_down(scale: Any) -> Any:
-    if _is_tracer(scale):
+    if isinstance(scale, Tracer):
         return exp2(log2_floor(scale))
     if not 0 < float(scale) < float("inf"):
         raise ValueError(f"the scale {scale} is not a positive number.")
@@ -181,10 +181,6 @@ def _known(scale: Any) -> jax.Array:
     """A number that stays known inside a trace."""
     with jax.ensure_compile_time_eval():
         return jnp.asarray(scale, jnp.float32)
-
-
-def _is_tracer(x: Any) -> bool:
-    return isinstance(x, Tracer)
 
 
 def _power_of_two(scale: Any) -> Any:

@@ -60,12 +60,12 @@ class _Evaluation:
         """Computes what can be; the steps that are left. Effects keep their order."""
         left = []
         for step in steps:
-            later = step.equation.effects and any(s.equation.effects for s in left)
+            later = step.effects and any(s.effects for s in left)
             if later or not all(map(self.known, _needs(step))):
                 left.append(step)
             else:
                 with named(step.equation):
-                    self.write(step.outputs, _computed(step, self.read(_needs(step))))
+                    self.write(step.outvars, _computed(step, self.read(_needs(step))))
         return left
 
     def write(self, variables: Sequence[Any], values: Sequence[Any]) -> None:
@@ -94,19 +94,19 @@ class _Evaluation:
 def _computed(step: Step, operands: Sequence[Any]) -> list[Any]:
     if step.shift is None:
         return bind(step.equation, operands)
-    if step.shift.static:
+    if step.shift.scale.static:
         return [lax.mul(operands[0], np.float32(step.shift.scale.factor(step.shift.number)))]
     x, factor = operands
     return [lax.div(x, factor) if _divides(step) else lax.mul(x, factor)]
 
 
 def _needs(step: Step) -> Sequence[Any]:
-    return [*step.inputs, _key(step)] if step.shift is not None and _asks(step) else step.inputs
+    return [*step.invars, _key(step)] if step.shift is not None and _asks(step) else step.invars
 
 
 def _asks(step: Step) -> bool:
     """Whether a step needs a scale that is unknown while tracing."""
-    unknown = step.shift is not None and not step.shift.static
+    unknown = step.shift is not None and not step.shift.scale.static
     return unknown or (step.shift is None and step.equation.primitive is exponent_p)
 
 
@@ -118,13 +118,13 @@ def _divides(step: Step) -> bool:
 
 def _key(step: Step) -> Any:
     """The name of what a step asks for."""
-    return step.outputs[0] if step.shift is None else (step.shift, _divides(step))
+    return step.outvars[0] if step.shift is None else (step.shift, _divides(step))
 
 
 def _request(step: Step) -> tuple[Any, Request]:
     """What a step asks for, by its name."""
     if step.shift is None:
-        return _key(step), step.equation.params["asked"].request
+        return _key(step), step.equation.params["asked"]
     scale, number = step.shift
     scale = scale**-1 if _divides(step) else scale
     return _key(step), Request((scale,), np.dtype("float32"), (), number)

@@ -4,9 +4,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
-from scalify_cli.core.interpreter import RuledPrimitive
+from scalify_cli.core.interpreter import marker
 from scalify_cli.core.powers import MIN_EXPONENT
 from scalify_cli.core.values import Scaled, promote
 
@@ -31,12 +31,6 @@ def _rule(equation: Any, rounded: Any, x: Any, exponent: Any) -> list[Any]:
     return [Scaled(data, rounded.scale)]
 
 
-tap_p = RuledPrimitive("tap")
-tap_p.scale_rule = _rule
-tap_p.def_impl(lambda rounded, *_, **__: rounded)
-tap_p.def_abstract_eval(lambda rounded, *_, **__: rounded)
-mlir.register_lowering(
-    tap_p, mlir.lower_fun(lambda rounded, *_, **__: rounded, multiple_results=False)
-)
+tap_p = marker("tap", _rule)
 ad.defjvp(tap_p, lambda tangent, *_, **__: tangent, None, None)
 batching.defbroadcasting(tap_p)

@@ -16,15 +16,14 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import Apply, Program, bind, evaluate, trace_call
 from scalify_cli.core.literals import true_literals
-from scalify_cli.core.rules import RULES as TABLE
+from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
 from scalify_cli.core.rules.families import fallback
 from scalify_cli.core.rules.patterns import Patterns
 from scalify_cli.core.scaled_array import is_float, is_scaled
 from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Entrance, Scaled, Uniform, constant, leave, plain
+from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, plain
 
-RULES = TABLE
 Watch = Callable[[Apply], Apply]
 _CONTROL = {*CALLS.values(), *LOOPS.values()}
 _KEEPS_VALUE = {
@@ -74,14 +73,17 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
 
 def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: apply) -> list[Any]:
     """The results of a traced call, ``ScaledArray`` where scaled; ``watch`` as in ``run``."""
-    exact = true_literals(program.trace, program.avals, program.closed)
-    inputs = [Entrance(x) for x in program.arguments]
+    exact = true_literals(program.trace, program.closed)
+    entered = [enter(x) for x in program.arguments]
+    known = [isinstance(x, Scaled) and x.scale is not None and x.scale.static for x in entered]
 
-    def evaluated(arrays: list[Any]) -> list[Any]:
-        values = [x.value(parts) for x, parts in zip(inputs, arrays, strict=True)]
+    def evaluated(arguments: list[Any]) -> list[Any]:
+        pairs = zip(arguments, entered, known, strict=True)
+        values = [old.with_data(x) if static else enter(x) for x, old, static in pairs]
         return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
-    return settled(evaluated)([x.arrays for x in inputs])
+    pairs = zip(program.arguments, known, strict=True)
+    return settled(evaluated)([x.data if static else x for x, static in pairs])
 
 
 @contextmanager
@@ -164,7 +166,8 @@ def _loose(rule: Callable) -> Callable:
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
-    if equation.primitive is p.convert_element_type_p and _known_number(operands[0]):
+    known = not isinstance(operands[0], (Tracer, jax.Array)) if operands else False
+    if equation.primitive is p.convert_element_type_p and known and np.ndim(operands[0]) == 0:
         number, aval = np.asarray(operands[0]), equation.outvars[0].aval
         if is_float(aval) or not is_float(number):
             return [constant(number.astype(aval.dtype))]
@@ -177,10 +180,6 @@ def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[An
     if not scaled or not all(x.loose for x in scaled):
         return outputs
     return [replace(x, loose=True) if isinstance(x, Scaled) else x for x in outputs]
-
-
-def _known_number(x: Any) -> bool:
-    return not isinstance(x, (Tracer, jax.Array)) and np.ndim(x) == 0
 
 
 def _uniform(equation: Any, *operands: Uniform) -> list[Any]:

@@ -88,7 +88,7 @@ class Uniform:
         wanted = max(min(own.constant, 0), lowest)
         if not is_narrow(self.dtype) or wanted == lowest:
             return Scale(wanted)
-        return maximum([Scale(lowest), minimum(Scale(wanted), scale.shifted(_HEADROOM))])
+        return maximum([Scale(lowest), minimum([Scale(wanted), scale.shifted(_HEADROOM)])])
 
     def data_at(self, scale: "Scale | None") -> Any:
         """Its data at a scale; rounding never makes it zero, so that it still guards a division."""
@@ -139,21 +139,6 @@ def enter(x: Any) -> Any:
     if isinstance(x.scale, Tracer):
         return Scaled(x.data, Scale.unknown(x.scale))
     return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
-
-
-class Entrance:
-    """An argument on its way into a trace: only what is unknown by then is passed as an array."""
-
-    def __init__(self, x: Any):
-        scaled = isinstance(x, ScaledArray)
-        self.known = enter(x).scale if scaled and not isinstance(x.scale, Tracer) else None
-        self.arrays = (x,) if not scaled else (x.data,) if self.known else (x.data, x.scale)
-
-    def value(self, arrays: tuple) -> Any:
-        """The argument again, from arrays that belong to the trace."""
-        if self.known:
-            return Scaled(arrays[0], self.known)
-        return enter(ScaledArray.tree_unflatten(None, arrays)) if len(arrays) == 2 else arrays[0]
 
 
 def leave(x: Any) -> Any:
@@ -276,11 +261,6 @@ def at_scale(x: Any, scale: Scale | None) -> Any:
 def product_scale(x: Scaled, y: Scaled) -> Scale | None:
     """The scale of a product; any scale if one factor has any."""
     return None if x.scale is None or y.scale is None else x.scale * y.scale
-
-
-def common_scale(values: Sequence[Scaled], choose: Any = maximum) -> Scale | None:
-    """The largest scale, or another choice; a value of any scale has no say."""
-    return chosen([x.scale for x in values], choose)
 
 
 def chosen(scales: Sequence[Scale | None], choose: Any = maximum) -> Scale | None:

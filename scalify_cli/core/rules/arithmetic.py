@@ -63,7 +63,7 @@ def remainder(equation, x, y):
         return [
             Scaled(bind(equation, [x.data, y.data])[0], y.scale if x.scale is None else x.scale)
         ]
-    larger, smaller = maximum([x.scale, y.scale]), minimum(x.scale, y.scale)
+    larger, smaller = maximum([x.scale, y.scale]), minimum([x.scale, y.scale])
     wide = [at_scale(widened(v), larger) for v in (x, y)]
     rest = Scaled(bind(equation, wide)[0], larger)
     return [Scaled(at_scale(rest, smaller).astype(x.dtype), smaller)]
@@ -89,7 +89,6 @@ RULES: dict[Any, Callable] = {
     p.nextafter_p: next_after,
     p.convert_element_type_p: convert,
     p.select_n_p: select,
-    "log2": opaque,  # by name: the older JAX divides two logarithms instead
 }
 RULES |= dict.fromkeys(
     (p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p, p.reduce_precision_p), passes_through
@@ -121,4 +120,4 @@ OPAQUE = frozenset(
 RULES |= dict.fromkeys(SATURATING, saturates(shrinks=True))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), saturates(shrinks=False))
 RULES |= dict.fromkeys(OPAQUE, opaque)
-RULES["log2"] = opaque  # the older JAX divides two logarithms
+RULES["log2"] = opaque  # by name: the older JAX divides two logarithms instead

@@ -219,7 +219,8 @@ class State:
     """
 
     def __init__(self, initial: Sequence[Any]):
-        self.initial = [_entering(promote(x)) if is_float(x) else plain(x) for x in initial]
+        floats = [promote(x) if is_float(x) else plain(x) for x in initial]
+        self.initial = [_steady(x) if _keeps(x) else x for x in floats]
         self.kept = [x if _keeps(x) else None for x in self.initial]
         drifts = [isinstance(x, Scaled) and not _keeps(x) for x in self.initial]
         self.forms = numbered(Form("unknown" if drifting else "plain") for drifting in drifts)
@@ -255,10 +256,6 @@ def _keeps(x: Any) -> bool:
     return isinstance(x, Scaled) and x.scale is not None and not is_narrow(x.dtype)
 
 
-def _entering(x: Scaled) -> Scaled:
-    return _steady(x) if _keeps(x) else x
-
-
 def _steady(x: Scaled) -> Scaled:
     """x at a scale with room around it.
 
@@ -269,7 +266,7 @@ def _steady(x: Scaled) -> Scaled:
         return _near_one(x)
     if x.scale is None:
         return x
-    held = maximum([minimum(x.scale, Scale(_MOST)), Scale(_LEAST)])
+    held = maximum([minimum([x.scale, Scale(_MOST)]), Scale(_LEAST)])
     return Scaled(times(x.data, x.scale / held), held)
 
 

@@ -17,7 +17,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec, Sharding
 
-from scalify_cli.core.interpreter import CALLED_JAXPR, scan_counts, switch_again
+from scalify_cli.core.interpreter import CALLED_JAXPR, scan_counts, scan_with, switch_again
 from scalify_cli.core.rules.boundary import (
     Form,
     Outside,
@@ -74,14 +74,8 @@ def scan(equation, *operands, run):
         forms[:], stacked = related(outputs[count:], outside)
         return state.split(state.advanced(values, outputs)), stacked
 
-    carry, stacked = lax.scan(
-        settled(body),
-        state.split(state.initial),
-        rows.arrays,
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
+    start = state.split(state.initial)
+    carry, stacked = scan_with(equation, settled(body), start, rows.arrays)
     return [*state.joined(state.kept, carry), *gathered(forms, stacked, params["length"])]
 
 

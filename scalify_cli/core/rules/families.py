@@ -29,7 +29,6 @@ from scalify_cli.core.values import (
     Uniform,
     at_scale,
     chosen,
-    common_scale,
     plain,
     product_scale,
     promote,
@@ -65,7 +64,9 @@ def product(equation: Any, x: Any, y: Any) -> list[Any]:
     if isinstance(y, Uniform):
         x, y = y, x
     if isinstance(x, Uniform):
-        return [_times_uniform(equation, promote(y), *x.split())]
+        y, (mantissa, scale) = promote(y), x.split()
+        data = y.data if mantissa == 1 else lax.mul(y.data, np.asarray(mantissa, y.dtype))
+        return [Scaled(_as(equation, data), product_scale(y, Scaled(data, scale)))]
     x, y = promote(x), promote(y)
     return [Scaled(bind(equation, [x.data, y.data])[0], product_scale(x, y))]
 
@@ -84,11 +85,6 @@ def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
     scale = None if x.scale is None or y.scale is None else x.scale / y.scale
     data = [widened(v).data if is_narrow(v.dtype) else v.data for v in (x, y)]
     return [Scaled(cast(bind(equation, data)[0], x.dtype), scale)]
-
-
-def _times_uniform(equation: Any, x: Scaled, mantissa: float, scale: Scale | None) -> Scaled:
-    data = x.data if mantissa == 1 else lax.mul(x.data, np.asarray(mantissa, x.dtype))
-    return Scaled(_as(equation, data), product_scale(x, Scaled(data, scale)))
 
 
 def _as(equation: Any, data: Any) -> Any:
@@ -134,7 +130,7 @@ def aligned(
     raw = [isinstance(x, Uniform) or not is_float(x) for x in operands]
     values = [x if kept else promote(x) for x, kept in zip(operands, raw, strict=True)]
     choose = maximum if is_narrow(equation.outvars[0].aval.dtype) else moderate
-    shared = common_scale([x for x in values if isinstance(x, Scaled)], choose)
+    shared = chosen([x.scale for x in values if isinstance(x, Scaled)], choose)
     heard = [x for x, out in zip_longest(values, loose, fillvalue=False) if not out]
     known = [x for x in heard if isinstance(x, Uniform)]
     wanted = [x.scale_beside(shared) if yielding else x.split()[1] for x in known]
@@ -158,7 +154,7 @@ def follows(equation: Any, x: Any, *others: Any) -> list[Any]:
 def compares(equation: Any, *operands: Any) -> list[Any]:
     """Comparisons see both sides at one scale, in float32, so that small values survive."""
     values = [promote(x) for x in operands]
-    scale = common_scale(values)
+    scale = chosen([x.scale for x in values])
     same = all(x.scale in (None, scale) for x in values)
     sides = [x.data if same else at_scale(widened(x), scale) for x in values]
     return bind(equation, sides)
@@ -169,13 +165,18 @@ def widened(x: Scaled) -> Scaled:
     return x.with_data(cast(x.data, wide_dtype(x.dtype)))
 
 
-def opaque(equation: Any, *operands: Any) -> list[Any]:
+def opaque(equation: Any, *operands: Any, view: Callable = true_values) -> list[Any]:
     """True values in float32, the result at scale 1 in the equation's dtype."""
-    outputs = bind(equation, [true_values(x) for x in operands])
+    outputs = bind(equation, [view(x) for x in operands])
     return [
-        Scaled(cast(data, var.aval.dtype), ONE) if is_float(data) else data
+        Scaled(cast(data, var.aval.dtype), ONE) if _is_array(var) and is_float(data) else data
         for data, var in zip(outputs, equation.outvars, strict=True)
     ]
+
+
+def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
+    """True values in the operands' own dtype: for programs, references and bits."""
+    return opaque(equation, *operands, view=plain)
 
 
 def fallback(equation: Any, *operands: Any) -> list[Any]:
@@ -193,15 +194,6 @@ def _is_array(variable: Any) -> bool:
     return isinstance(variable.aval, ShapedArray)
 
 
-def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
-    """True values in the operands' own dtype: for programs, references and bits."""
-    outputs = bind(equation, [plain(x) for x in operands])
-    return [
-        Scaled(data, ONE) if _is_array(var) and is_float(data) else data
-        for data, var in zip(outputs, equation.outvars, strict=True)
-    ]
-
-
 def saturates(shrinks: bool) -> Rule:
     """Opaque functions that are nearly linear on one side of 1.
 
@@ -214,7 +206,7 @@ def saturates(shrinks: bool) -> Rule:
         x, dtype = promote(x), equation.outvars[0].aval.dtype
         if x.scale is None or not is_narrow(dtype):
             return opaque(equation, x)
-        scale = minimum(x.scale, ONE) if shrinks else maximum([x.scale, ONE])
+        scale = (minimum if shrinks else maximum)([x.scale, ONE])
         wide = bind(equation, [true_values(x)])[0]
         return [Scaled(cast(times(wide, scale**-1), dtype), scale)]
 

@@ -7,8 +7,9 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import binades, opaque
+from scalify_cli.core.scale import Scale
 from scalify_cli.core.scaled_array import cast, wide_dtype
-from scalify_cli.core.values import Scaled, plain, product_scale, promote
+from scalify_cli.core.values import Scaled, plain, product_scale, promote, times
 
 
 def contraction(size):
@@ -39,16 +40,12 @@ def _divided(equation, x, y, shift, others):
     small = 0 if np.size(x) <= np.size(y) else 1
     halved = operands[small].dtype in (jnp.float32, jnp.float64)
     if halved:
-        operands[small] = _halved(operands[small], shift)
+        operands[small] = times(operands[small], Scale(-shift))
     params = {"preferred_element_type": wide}
     if isinstance(equation.params.get("precision"), lax.DotAlgorithmPreset):
         params["precision"] = None  # says how wide to accumulate, which is settled here
     product = bind(equation, [*operands, *others], **params)[0]
-    return product if halved else _halved(product, shift)
-
-
-def _halved(data, times):
-    return lax.mul(data, np.asarray(2.0**-times, data.dtype)) if times else data
+    return product if halved else times(product, Scale(-shift))
 
 
 def dot_size(params, x, y):

@@ -81,10 +81,9 @@ class Patterns:
             self._look_at(equation)
         self._find_guards(jaxpr, equations)
         self.steps = _steps(jaxpr, equations)
-        self.kept = {id(e): self.gate[e.outvars[0]] for e in equations if e.outvars[0] in self.gate}
         self.made_true |= self.normed
         self.variables = jaxpr.invars
-        self.watched = self.made_true | set(self.kept.values())
+        self.watched = self.made_true | set(self.gate.values())
 
     def read(self, variable: Any, value: Any) -> Any:
         """A value as the equations after it see it."""
@@ -133,12 +132,12 @@ class Patterns:
 
     def gated(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
         """The outputs of an equation, a gate's at the scale that it keeps, as far as it can."""
-        wanted = self.scales.get(self.kept.get(id(equation)))
+        wanted = self.scales.get(self.gate.get(equation.outvars[0])) if outputs else None
         if wanted is None or not isinstance(outputs[0], Scaled) or outputs[0].scale is None:
             return outputs
         x, scale = outputs[0], outputs[0].scale
         room = _HEADROOM if is_narrow(equation.outvars[0].aval.dtype) else _WIDE_HEADROOM
-        wanted = maximum([scale.shifted(-room), minimum(wanted, scale.shifted(room))])
+        wanted = maximum([scale.shifted(-room), minimum([wanted, scale.shifted(room)])])
         return [replace(x, data=at_scale(x, wanted), scale=wanted), *outputs[1:]]
 
     def _look_at(self, equation: Any) -> None:
@@ -152,7 +151,11 @@ class Patterns:
             if primitive in _BOUNDED:
                 self.bounded[out] = self.source.get(inputs[0], inputs[0])
         elif primitive in CALLED_JAXPR:
-            self._call(_name(equation), inputs, out)
+            name = _name(equation)
+            if name in _GATES and len(inputs) == 1:
+                self.gate[out] = inputs[0]
+            elif name == "relu":
+                self.positive.add(out)
             self._enter(equation)
         elif primitive.name in _BODIES:
             self._enter(equation)
@@ -163,13 +166,10 @@ class Patterns:
         elif primitive is p.mul_p:
             self._multiply(inputs[0], inputs[1], out)
         elif primitive is p.reduce_sum_p:
-            self._sum(inputs[0], out)
-
-    def _call(self, name: str, inputs: Sequence[Any], out: Any) -> None:
-        if name in _GATES and len(inputs) == 1:
-            self.gate[out] = inputs[0]
-        elif name == "relu":
-            self.positive.add(out)
+            x = inputs[0]
+            self.source[out] = self.source.get(x, x)
+            if x in self.square:  # a sum of squares is a norm
+                self._norm(self.square[x])
 
     def _enter(self, equation: Any) -> None:
         """What a program inside takes the norm of is true outside already."""
@@ -180,12 +180,6 @@ class Patterns:
             for x, own in pairs if inside.normed else ():
                 if own in inside.normed and _is_variable(x):
                     self._norm(x)
-
-    def _sum(self, x: Any, out: Any) -> None:
-        """``out`` is a sum over x; one of squares is a norm."""
-        self.source[out] = self.source.get(x, x)
-        if x in self.square:
-            self._norm(self.square[x])
 
     def _norm(self, x: Any) -> None:
         self.normed.add(self.source.get(x, x))
