@@ -107,10 +107,14 @@ class Step:
     def _transformed(self, function: Any) -> Any:
         return scalify(function) if self._scales else function
 
+    @property
+    def _whole(self) -> bool:
+        """Whether each device has whole micro-batches."""
+        return self.parallel is not None and self.parallel.takes_whole_parts
+
     @cached_property
     def _update(self) -> Any:
-        whole = self.parallel is not None and self.parallel.takes_whole_parts
-        step = partial(self._step, self._total if whole else self._gradients)
+        step = partial(self._step, partial(self._gradients, whole=self._whole))
 
         def update(state, batch):
             state, metrics = self._transformed(step)(state, batch)
@@ -120,7 +124,8 @@ class Step:
 
     @cached_property
     def _evaluate(self) -> Any:
-        return self._compiled(lambda *args: unscale(self._transformed(self.loss)(*args)))
+        mean = self._transformed(partial(self._mean, self.loss, self._whole))
+        return self._compiled(lambda *args: unscale(mean(*args)))
 
     @cached_property
     def _observe(self) -> Any:
@@ -165,43 +170,41 @@ class Step:
         rate = jnp.float32(self.schedule(state.step))
         return kept, {"loss": loss, "grad_norm": norm, "learning_rate": rate, "finite": finite}
 
-    def _gradients(self, parameters: Any, batch: Any) -> tuple[Any, Any]:
+    def _gradients(self, parameters: Any, batch: Any, whole: bool = False) -> tuple[Any, Any]:
+        return self._mean(jax.value_and_grad(self.loss), whole, parameters, batch)
+
+    def _mean(self, f: Any, whole: bool, parameters: Any, batch: Any) -> Any:
+        """The mean of f over a batch's micro-batches, in its own dtypes.
+
+        Args:
+            whole: whether each device has micro-batches of its own.
+        """
         if self.accumulate == 1:
-            return jax.value_and_grad(self.loss)(parameters, batch)
-        parts = self._parts(batch)
-        if self.parallel:
+            return f(parameters, batch)
+        parts = batch.reshape(self.accumulate, -1, batch.shape[-1])
+        total = partial(self._sum, f)
+        if self.parallel and whole:
+            total = partial(self.parallel.total, total)
+        elif self.parallel:
             parts = self.parallel.share_rows(parts)
-        return self._average(self._sum(parameters, parts), parameters)
+        sums = lax.optimization_barrier(total(parameters, parts))
+        like = jax.eval_shape(f, parameters, parts[0])
+        means = jax.tree.map(lambda x, y: (x / self.accumulate).astype(y.dtype), sums, like)
+        return lax.optimization_barrier(means)
 
-    def _total(self, parameters: Any, batch: Any) -> tuple[Any, Any]:
-        """The same, with whole micro-batches shared out over the devices."""
-        assert self.parallel is not None
-        total = self.parallel.total(self._sum, parameters, self._parts(batch))
-        return self._average(total, parameters)
-
-    def _parts(self, batch: Any) -> Any:
-        return batch.reshape(self.accumulate, -1, batch.shape[-1])
-
-    def _sum(self, parameters: Any, parts: Any, levels: int = PAIRED_LEVELS) -> tuple[Any, Any]:
-        """Loss and gradients added up over parts [part, row, time] in float32, halves first."""
+    def _sum(self, f: Any, parameters: Any, parts: Any, levels: int = PAIRED_LEVELS) -> Any:
+        """f added up over parts [part, row, time] in float32, halves first."""
         count = len(parts)
         if count == 1:
             parameters, part = lax.optimization_barrier((parameters, parts[0]))
-            result = lax.optimization_barrier(jax.value_and_grad(self.loss)(parameters, part))
+            result = lax.optimization_barrier(f(parameters, part))
             return jax.tree.map(lambda x: x.astype(jnp.float32), result)
         halves = 2 if levels and count % 2 == 0 else count
 
         def add(total, group):
-            return jax.tree.map(jnp.add, total, self._sum(parameters, group, levels - 1)), None
+            return jax.tree.map(jnp.add, total, self._sum(f, parameters, group, levels - 1)), None
 
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.float32(0), parameters)
-        )
+        like = jax.eval_shape(f, parameters, parts[0])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
         groups = parts.reshape(halves, count // halves, *parts.shape[1:])
         return lax.scan(add, zeros, groups)[0]
-
-    def _average(self, total: Any, parameters: Any) -> tuple[Any, Any]:
-        total = lax.optimization_barrier(total)
-        loss, gradients = jax.tree.map(lambda x: x / self.accumulate, total)
-        gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, parameters)
-        return lax.optimization_barrier((loss, gradients))
