@@ -112,9 +112,8 @@ def related(values: Sequence[Any], outside: "Outside | None" = None) -> tuple[li
     """
     forms = [outside.form(x) if outside else Form.of(x) for x in values]
     pairs = list(zip(forms, values, strict=True))
-    found, elements = relations(
-        [promote(x).scale or Scale() for f, x in pairs if f.kind == "unknown"]
-    )
+    scales = [promote(x).scale or Scale() for form, x in pairs if form.kind == "unknown"]
+    found, elements = relations(scales)
     own = iter(found)
     forms = [f._replace(known=next(own)) if f.kind == "unknown" else f for f in forms]
     return forms, ([form.data(x) for form, x in pairs], exponents(elements))

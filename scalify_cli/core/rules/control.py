@@ -7,7 +7,6 @@ saved activations are not rewritten between the two.
 """
 
 from collections.abc import Callable
-from itertools import repeat
 from typing import Any
 
 import jax
@@ -138,9 +137,8 @@ def shard_map(equation, *operands, run):
     def body(arrays):
         own = map(_lying_as, params["jaxpr"].invars, joined(inputs, arrays))
         outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), list(own))
-        forms[:], arrays = related(
-            list(map(_on_every_shard, outputs, repeat(params["mesh"]), params["out_specs"]))
-        )
+        pairs = zip(outputs, params["out_specs"], strict=True)
+        forms[:], arrays = related([_on_every_shard(x, params["mesh"], s) for x, s in pairs])
         return arrays
 
     outputs = jax.shard_map(
