@@ -32,10 +32,13 @@ MODERATE = 16
 
 
 class Source:
-    """Run-time exponents that came from outside: an int32 scalar or vector, or a float32 scale."""
+    """Run-time exponents that came from outside: an int32 scalar or vector, or a float32 scale.
 
-    def __init__(self, array: Any):
-        self.array = array
+    ``shared``: the axes along which all shards are known to have the same.
+    """
+
+    def __init__(self, array: Any, shared: frozenset = frozenset()):
+        self.array, self.shared = array, shared
 
 
 def merged(sets: Iterable[dict]) -> dict:

@@ -54,9 +54,13 @@ class Scale:
         self.terms = terms
 
     @staticmethod
-    def unknown(exponent: Any) -> "Scale":
-        """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself."""
-        return Scale._of(Atom(Source(exponent)))
+    def unknown(exponent: Any, shared: frozenset = frozenset()) -> "Scale":
+        """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself.
+
+        Args:
+            shared: axes along which all shards have the same.
+        """
+        return Scale._of(Atom(Source(exponent, shared)))
 
     @staticmethod
     def elements(exponents: Any) -> list["Scale"]:
@@ -85,6 +89,12 @@ class Scale:
         alone = self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1
         source = self._atom.source if alone else None
         return source.array if source and source.array.dtype == jnp.float32 else None
+
+    @property
+    def shared(self) -> frozenset:
+        """Axes along which all shards are known to have the same; none if it is static."""
+        sources = merged(atom.given for atom, _ in self.terms)
+        return frozenset.intersection(*(source.shared for source in sources or [Source(None)]))
 
     @property
     def key(self) -> tuple:

@@ -92,12 +92,14 @@ def micro_batches(batch_size: int, accumulate: int | None, count: int) -> int:
     """Parts of a batch on so many devices: ``accumulate``.
 
     Where that is None up to four, the same on any number of devices which those, or their rows,
-    split over; on others one for each device.
+    split over; on others one for each device, as far as the batch splits at all.
     """
     if accumulate is not None:
         return accumulate
     few = math.gcd(batch_size, _FEW)
-    return few if batch_size % count or _splits(count, batch_size, few) else count
+    if _splits(count, batch_size, few):
+        return few
+    return 1 if batch_size % count else count
 
 
 def usable(devices: Sequence[Any], batch_size: int, accumulate: int | None) -> list[Any]:

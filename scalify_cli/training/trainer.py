@@ -23,8 +23,9 @@ class Trainer:
         steps: updates of the whole run.
         batch_size: sequences in one update, over all its micro-batches.
         sequence_length: tokens of a sequence.
-        accumulate: micro-batches whose gradients are summed into one update. None: four, or as many
-            as the batch splits into, so that losses are the same on one, two and four processes.
+        accumulate: micro-batches whose gradients are summed into one update. None: the greatest
+            common divisor of batch_size and 4, so that losses are the same on one, two and four
+            processes; where those do not split over the processes, one for each.
         validate_every: updates between two validations; 0: only after the last update.
         validation_batches: batches, always the same ones, of one validation.
         observe_every: updates between two observations of tensors; 0: only after the last update.
@@ -49,7 +50,8 @@ class Trainer:
 
     def __post_init__(self):
         for field in fields(self):
-            self._check_count(field.name, int(field.name in _AT_LEAST_ONE))
+            if field.name != "accumulate" or self.accumulate is not None:
+                self._check_count(field.name, int(field.name in _AT_LEAST_ONE))
         if self.batch_size % (self.accumulate or 1):
             raise UserError(
                 f"trainer.batch_size={self.batch_size} does not split into "
@@ -64,7 +66,7 @@ class Trainer:
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if value is not None and value < least:
+        if value < least:
             raise UserError(
                 f"trainer.{name}={value} is too small.",
                 f"trainer.{name} is a whole number of at least {least}.",

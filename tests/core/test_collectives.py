@@ -1,5 +1,9 @@
 """Collectives: shards with scales of their own, or with one, meet as their true values do."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,3 +108,27 @@ def test_shards_of_a_known_array_are_a_whole():
     )
     scaled = scalify(lambda x: (x, known(x)))
     assert jax.eval_shape(scaled, ScaledArray(SHARDS, 2.0))[1].shape == (4, 3)
+
+
+EQUAL_VALUES = """
+import jax, jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from scalify_cli.core import ScaledArray, scalify, unscale
+
+mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+double = jax.shard_map(
+    lambda x: lax.cond(lax.axis_index("i") > 0, lambda: x + x, lambda: 2 * x),
+    mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False,
+)
+f = lambda x: lax.with_sharding_constraint(double(x), NamedSharding(mesh, P("i")))[::-1] * 1.0
+print(*unscale(jax.jit(scalify(f))(ScaledArray(jnp.arange(4.0), 1.0))))
+"""
+
+
+def test_shards_that_split_the_same_values_otherwise_share_a_scale():
+    """Afterwards data of one device meets the scale of another."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", EQUAL_VALUES]
+    done = subprocess.run(command, env={**os.environ, **flags}, stdout=subprocess.PIPE, check=True)
+    assert [float(x) for x in done.stdout.split()] == [6, 4, 2, 0]

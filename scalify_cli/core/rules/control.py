@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
@@ -31,9 +30,9 @@ from scalify_cli.core.rules.boundary import (
     unstacked,
 )
 from scalify_cli.core.rules.definitions import PRIMITIVES, rewritten
-from scalify_cli.core.scale import Scale
+from scalify_cli.core.rules.parallel import at_one_scale
 from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Scaled, Uniform, bounded, plain, promote, times
+from scalify_cli.core.values import Scaled, Uniform, bounded, plain, promote
 
 
 def call(name: str) -> Callable:
@@ -126,19 +125,21 @@ def remat(equation, *operands, run):
 
 
 def shard_map(equation, *operands, run):
-    """Data is sharded as the value was; its exponent is one for all shards.
+    """Data is sharded as the value was; its exponent is one for all shards, which may split even
+    what has the same value on all of them otherwise.
 
     JAX does not track how shards differ: scales that are computed together would all vary.
     """
     params = equation.params
+    manual = params["newly_manual_axes"]
+    axes = tuple(axis for axis in params["mesh"].axis_names if axis in manual)  # in one order
     inputs, arguments = related([unstacked(x) for x in operands])
     forms: list[Form] = []
 
     def body(arrays):
         own = map(_lying_as, params["jaxpr"].invars, joined(inputs, arrays))
         outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), list(own))
-        pairs = zip(outputs, params["out_specs"], strict=True)
-        forms[:], arrays = related([_on_every_shard(x, params["mesh"], s) for x, s in pairs])
+        forms[:], arrays = related([at_one_scale(x, axes) for x in outputs])
         return arrays
 
     outputs = jax.shard_map(
@@ -146,7 +147,7 @@ def shard_map(equation, *operands, run):
         mesh=params["mesh"],
         in_specs=((list(params["in_specs"]), PartitionSpec()),),
         out_specs=(list(params["out_specs"]), PartitionSpec()),
-        axis_names=params["newly_manual_axes"],
+        axis_names=manual,
         check_vma=False,
     )(arguments)
     return list(map(_lying_as, equation.outvars, joined(forms, outputs)))
@@ -182,17 +183,6 @@ class Body:
 def _lying_as(variable: Any, x: Any) -> Any:
     """A known number as large as a variable, and where it lies: one shard of it, or the whole."""
     return Uniform.like(variable.aval, x.value) if isinstance(x, Uniform) else x
-
-
-def _on_every_shard(x: Any, mesh: Any, spec: PartitionSpec) -> Any:
-    """x at the largest of the shards' scales, where it has several: along the axes of its spec."""
-    split = {axis for part in spec for axis in (part if isinstance(part, tuple) else (part,))}
-    axes = tuple(axis for axis in mesh.axis_names if axis in split)  # in one order everywhere
-    if not axes or Form.of(x).kind != "unknown":
-        return x
-    x = promote(x)
-    scale = Scale.unknown(lax.pmax(jnp.int32(x.scale.exponent()), axes))
-    return Scaled(times(x.data, x.scale / scale), scale)
 
 
 def _bounded(form: Form, x: Any) -> Any:

@@ -32,9 +32,7 @@ def collective(sums=False):
     def rule(equation, *operands):
         axes = _axes(equation.params)
         shift = binades(_group_size(equation.params, axes)) if sums else 0
-        values = [
-            _shared(promote(x), axes) if isinstance(x, Scaled) else plain(x) for x in operands
-        ]
+        values = [at_one_scale(x if isinstance(x, Scaled) else plain(x), axes) for x in operands]
         data = [times(x.data, Scale(-shift)) if isinstance(x, Scaled) else x for x in values]
         return [
             Scaled(output, x.scale and x.scale.shifted(shift)) if isinstance(x, Scaled) else output
@@ -55,14 +53,17 @@ def _group_size(params, axes):
     return len(groups[0]) if groups else int(np.prod([lax.axis_size(axis) for axis in axes]))
 
 
-def _shared(x, axes):
-    """x at one scale for all shards, where it may have several."""
-    if x.scale is None or x.scale.static or not axes:
+def at_one_scale(x: Any, axes: tuple[Any, ...]) -> Any:
+    """x at the largest of the shards' scales along some axes, where it may have several."""
+    if not isinstance(x, Scaled):
+        return x
+    x = promote(x)
+    if x.scale is None or x.scale.static or x.scale.shared.issuperset(axes):
         return x
     exponent = jnp.asarray(x.scale.exponent(), jnp.int32)
     if varies(x.data, axes) and not varies(exponent, axes):
         return x
-    largest = Scale.unknown(lax.pmax(exponent, axes))
+    largest = Scale.unknown(lax.pmax(exponent, axes), x.scale.shared.union(axes))
     return Scaled(at_scale(x, largest), largest)
 
 
