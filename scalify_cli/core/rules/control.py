@@ -131,8 +131,8 @@ def shard_map(equation, *operands, run):
     JAX does not track how shards differ: scales that are computed together would all vary.
     """
     params = equation.params
-    manual = params["newly_manual_axes"]
-    axes = tuple(axis for axis in params["mesh"].axis_names if axis in manual)  # in one order
+    mesh, manual = params["mesh"], params["newly_manual_axes"]
+    axes = tuple(x for x in mesh.axis_names if x in manual and mesh.shape[x] > 1)  # in one order
     inputs, arguments = related([unstacked(x) for x in operands])
     forms: list[Form] = []
 
@@ -144,7 +144,7 @@ def shard_map(equation, *operands, run):
 
     outputs = jax.shard_map(
         settled(body),
-        mesh=params["mesh"],
+        mesh=mesh,
         in_specs=((list(params["in_specs"]), PartitionSpec()),),
         out_specs=(list(params["out_specs"]), PartitionSpec()),
         axis_names=manual,
