@@ -21,6 +21,7 @@ from scalify_cli.errors import UserError
 from scalify_cli.tracking.sinks import BINS, LOWEST_EXPONENT, SPECIALS, Statistics, scale_counts
 
 QUEUE = 8192  # records
+OPEN_SECONDS = 40.0  # two starts of W&B's own process, and a server that does not answer
 FINISH_SECONDS = 20.0
 _ONLINE = ("", "online", "shared")  # values of WANDB_MODE
 _EDGES = np.arange(LOWEST_EXPONENT, LOWEST_EXPONENT + BINS + 1)
@@ -63,6 +64,7 @@ class Wandb:
         self._notify = notify
         self._queue: queue.Queue[Callable[[Any], None]] = queue.Queue(QUEUE)
         self._dropped = False
+        self._opened = threading.Event()
         work = (client or Client, run, list(history))
         self._thread = threading.Thread(target=self._work, args=work, name="wandb", daemon=True)
         self._thread.start()
@@ -76,7 +78,7 @@ class Wandb:
         self._put(lambda client: client.log(_histograms(step, copy)))
 
     def finish(self, state: str) -> None:
-        """Wait for the client to write what it has, for ``FINISH_SECONDS`` at the most."""
+        """Wait for the client to write what it has, for ``FINISH_SECONDS`` once it is open."""
 
         def end(client: Any) -> None:
             try:
@@ -85,6 +87,7 @@ class Wandb:
                 self._notify_stopped(error)
             raise _Finished
 
+        self._opened.wait(OPEN_SECONDS)
         with suppress(queue.Full):
             self._queue.put(end, timeout=FINISH_SECONDS / 2)
             self._thread.join(FINISH_SECONDS)
@@ -106,6 +109,7 @@ class Wandb:
         client: Any = None
         try:
             client = make(run, self._notify)
+            self._opened.set()
             for record in history:
                 client.log(_scalars(record))
             while True:
@@ -114,6 +118,7 @@ class Wandb:
             return
         except Exception as error:  # whatever W&B raises, training goes on
             self._notify_stopped(error)
+        self._opened.set()
         self._drain()
 
     def _notify_stopped(self, error: Exception) -> None:
@@ -159,24 +164,23 @@ class Client:
     def _open(self, run: WandbRun, notify: Callable[[str], None]) -> Any:
         credentials = find_credentials() if _may_go_online(run.mode) else None
         if credentials is None:
-            return self._init(run, "offline", {})
+            return self._init(run, "offline")
         try:
-            return self._init(run, "online", credentials)
+            return self._init(run, "online", init_timeout=run.init_timeout, **credentials)
         except Exception as error:
             notify(f"W&B is out of reach ({_first_line(error)}); logging offline.")
             self._wandb.teardown()  # its service would refuse the run's id a second time
-            return self._init(run, "offline", {})
+            return self._init(run, "offline")
 
-    def _init(self, run: WandbRun, mode: str, credentials: dict[str, str]) -> Any:
+    def _init(self, run: WandbRun, mode: str, **more: Any) -> Any:
         settings = self._wandb.Settings(
             silent=True,
             console="off",
             x_disable_stats=True,
             disable_git=True,
             disable_code=True,
-            init_timeout=run.init_timeout,
             finish_timeout=FINISH_SECONDS / 2,
-            **credentials,
+            **more,
         )
         return self._wandb.init(
             mode=mode,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_the_offline_run_holds_losses_histograms_and_config(tmp_path, environmen
 def test_it_never_asks_on_a_terminal(tmp_path, environment):
     leader, follower = pty.openpty()
     try:
-        run(tmp_path, environment, stdin=follower, stdout=follower, stderr=follower, timeout=60)
+        run(tmp_path, environment, stdin=follower, stdout=follower, stderr=follower, timeout=120)
     finally:
         os.close(follower)
         os.close(leader)
@@ -95,7 +96,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, environment):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         reachable = environment | {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": url}
-        done = run(tmp_path, reachable, capture_output=True, timeout=60)
+        done = run(tmp_path, reachable, capture_output=True, timeout=120)
     assert done.stdout.startswith("notify: W&B is out of reach")
     assert "train/loss" in json.dumps(inspect(tmp_path)["history"])
 
@@ -172,6 +173,19 @@ def test_a_client_that_cannot_finish_is_reported_and_not_waited_for(tmp_path):
     sink.finish("preempted")
     assert messages == ["W&B stopped: connection reset by peer; metrics.jsonl has everything."]
     assert not sink._thread.is_alive()
+
+
+def test_a_client_that_is_slow_to_open_still_gets_everything(tmp_path, monkeypatch):
+    def slow(run, notify):
+        time.sleep(0.5)
+        return Recorder(run, notify)
+
+    monkeypatch.setattr(module, "FINISH_SECONDS", 0.2)
+    sink, messages = open_sink(tmp_path, slow)
+    sink.record({"step": 1})
+    sink.finish("done")
+    assert RECORDERS[-1].records == [{"train/step": 1}] and RECORDERS[-1].state == "done"
+    assert messages == []
 
 
 def test_a_client_that_hangs_loses_records_but_holds_nobody_up(tmp_path, monkeypatch):
