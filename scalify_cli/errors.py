@@ -11,7 +11,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, hint: str, exit_code: int = 2):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = message.rstrip(".")
+        self.hint = hint.rstrip(".")
+        super().__init__(self.message)
         self.exit_code = exit_code

@@ -58,7 +58,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _usage(error: BaseException, arguments: Sequence[str]) -> UserError:
     message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-    message = message.replace("Value error, ", "").rstrip(".")
+    message = message.replace("Value error, ", "")
     dashed = [word for word in arguments if word.startswith("--") and "=" in word]
     if "No such option" in message and any(word.split("=")[0] in message for word in dashed):
         return UserError(message, "configuration is written key=value, without dashes")
@@ -85,4 +85,4 @@ def _os_hint(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).removesuffix(".")
+    return " ".join(text.split())

@@ -29,7 +29,7 @@ from scalify_cli.config.catalogue import (
     stands_alone,
 )
 from scalify_cli.config.overrides import normalise, parse
-from scalify_cli.config.targets import checked, typed
+from scalify_cli.config.targets import build, checked, typed
 from scalify_cli.errors import UserError
 
 _before: ContextVar[tuple[Path, ...]] = ContextVar("folders searched before the shipped one")
@@ -105,6 +105,7 @@ class Composer:
         """The same configuration as plain dicts, lists and scalars."""
         config = validated(self.raw(overrides), check=self._checked)
         _check_lengths(config)
+        _check_processes(config)
         return config
 
     def raw(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -219,6 +220,12 @@ def _check_lengths(config: dict[str, dict[str, Any]]) -> None:
             f"trainer.sequence_length={length} is longer than model.context={context}",
             f"use trainer.sequence_length={context} or model.context={length}",
         )
+
+
+def _check_processes(config: dict[str, dict[str, Any]]) -> None:
+    count = getattr(build(config["launcher"], "launcher"), "processes", 1)
+    if count > 1:
+        build(config["trainer"], "trainer").require_split(count)
 
 
 def _first_line(error: Exception) -> str:

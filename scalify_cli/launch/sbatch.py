@@ -139,7 +139,7 @@ def _srun(slurm: "Slurm") -> Iterator[str]:
     yield "srun"
     if slurm.cpus:
         yield f"--cpus-per-task={slurm.cpus}"  # srun does not ask sbatch for it
-    if slurm.nodes * slurm.tasks_per_node > 1:
+    if slurm.processes > 1:
         yield "--wait=60"  # seconds for the others to end once one has
     yield from slurm.srun
 

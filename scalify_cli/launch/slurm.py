@@ -86,6 +86,11 @@ class Slurm:
             hint = f"use launcher.signal_seconds=N with N below {_seconds(self.time)}"
             raise _wrong("time", self.time, f"it is over before the signal; {hint}")
 
+    @property
+    def processes(self) -> int:
+        """Of one run."""
+        return self.nodes * self.tasks_per_node
+
     def launch(self, tasks: Sequence[Task], folder: Path, options: Queue) -> Iterator[Event]:
         """Submit the tasks and, unless detached, tell what becomes of them until all have ended.
 

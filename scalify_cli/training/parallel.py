@@ -6,7 +6,6 @@ any number of devices, so the numbers do not depend on it. Otherwise the rows of
 are shared out, and the compiler adds up what they give: only the order of sums differs then.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scalify_cli.errors import UserError
 from scalify_cli.training.trainer import Trainer
 
-_FEW = 4
 PAIRED_LEVELS = 3
 """How often a sum is halved; what remains is added up in order."""
 
@@ -28,16 +25,12 @@ class DataParallel:
 
     Args:
         devices: of all processes, in the order of the rows they take.
-        batch_size: rows of a batch.
+        batch_size: rows of a batch, which splits over the devices (``Trainer.splits_over``).
         accumulate: micro-batches of a batch.
-
-    Raises:
-        UserError: the batch does not split into equal parts.
     """
 
     def __init__(self, devices: Sequence[Any], batch_size: int, accumulate: int = 1):
         count = len(devices)
-        _require_parts(count, batch_size, accumulate)
         levels = min(PAIRED_LEVELS, (count & -count).bit_length() - 1)
         shape = (count >> levels, *[2] * levels)
         self.axes = tuple(f"data{level}" for level in range(len(shape)))
@@ -80,46 +73,16 @@ def over_devices(trainer: Trainer, say: Callable[[str], None]) -> tuple[int, Dat
     Raises:
         UserError: a batch does not split over them.
     """
-    size, found = trainer.batch_size, jax.devices()
-    devices = usable(found, size, trainer.accumulate)
+    devices = usable(found := jax.devices(), trainer)
     if len(devices) < len(found):
         say(f"uses {len(devices)} of {len(found)} devices: the batch splits over no more")
-    parts = micro_batches(size, trainer.accumulate, len(devices))
-    return parts, DataParallel(devices, size, parts) if len(devices) > 1 else None
+    trainer.require_split(len(devices))
+    parts = trainer.micro_batches(len(devices))
+    return parts, DataParallel(devices, trainer.batch_size, parts) if len(devices) > 1 else None
 
 
-def micro_batches(batch_size: int, accumulate: int | None, count: int) -> int:
-    """Parts of a batch on so many devices: ``accumulate``.
-
-    Where that is None up to four, the same on any number of devices which those, or their rows,
-    split over; on others one for each device, as far as the batch splits at all.
-    """
-    if accumulate is not None:
-        return accumulate
-    few = math.gcd(batch_size, _FEW)
-    if _splits(count, batch_size, few):
-        return few
-    return 1 if batch_size % count else count
-
-
-def usable(devices: Sequence[Any], batch_size: int, accumulate: int | None) -> list[Any]:
+def usable(devices: Sequence[Any], trainer: Trainer) -> list[Any]:
     """As many of the devices as a batch splits over; all of them where processes share the work."""
     if len({device.process_index for device in devices}) > 1:
         return list(devices)
-    parts = {n: micro_batches(batch_size, accumulate, n) for n in range(len(devices), 0, -1)}
-    return list(devices)[: next(n for n in parts if _splits(n, batch_size, parts[n]))]
-
-
-def _splits(count: int, batch_size: int, accumulate: int) -> bool:
-    return accumulate % count == 0 or (batch_size // accumulate) % count == 0
-
-
-def _require_parts(count: int, batch_size: int, accumulate: int) -> None:
-    if _splits(count, batch_size, accumulate):
-        return
-    parts = f" in {accumulate} micro-batches" if accumulate > 1 else ""
-    raise UserError(
-        f"trainer.batch_size={batch_size}{parts} does not split over {count} devices.",
-        f"choose a trainer.batch_size that is a multiple of {count * accumulate}, "
-        "or another number of processes.",
-    )
+    return list(devices)[: next(n for n in range(len(devices), 0, -1) if trainer.splits_over(n))]

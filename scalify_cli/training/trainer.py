@@ -1,5 +1,6 @@
 """How long to train and how often to look: the ``trainer`` group of the configuration."""
 
+import math
 from dataclasses import dataclass, fields
 
 from scalify_cli.errors import UserError
@@ -13,6 +14,8 @@ _AT_LEAST_ONE = (
     "keep_checkpoints",
     "log_every",
 )
+_FEW = 4
+"""Micro-batches where nobody says how many: what a step may cost more for them is little."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,38 @@ class Trainer:
     def tokens_per_step(self) -> int:
         """Tokens predicted in one update."""
         return self.batch_size * self.sequence_length
+
+    def micro_batches(self, devices: int) -> int:
+        """The parts in which so many devices take a batch; see ``accumulate``."""
+        if self.accumulate is not None:
+            return self.accumulate
+        few = math.gcd(self.batch_size, _FEW)
+        if self._splits(devices, few):
+            return few
+        return 1 if self.batch_size % devices else devices
+
+    def splits_over(self, devices: int) -> bool:
+        """Whether each of so many devices has as much of a batch to do."""
+        return self._splits(devices, self.micro_batches(devices))
+
+    def require_split(self, devices: int) -> None:
+        """Check that a batch splits over so many devices.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.splits_over(devices):
+            return
+        count = self.micro_batches(devices)
+        parts = f" in {count} micro-batches" if count > 1 else ""
+        raise UserError(
+            f"trainer.batch_size={self.batch_size}{parts} does not split over {devices} devices.",
+            f"choose a trainer.batch_size that is a multiple of {devices * count}, "
+            "or another number of processes.",
+        )
+
+    def _splits(self, devices: int, parts: int) -> bool:
+        return parts % devices == 0 or (self.batch_size // parts) % devices == 0
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)

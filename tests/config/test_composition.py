@@ -115,6 +115,21 @@ def test_a_mistake_gets_one_message_and_one_hint(word):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["launcher=local", "launcher.processes=3"],
+        ["launcher=slurm", "launcher.nodes=3"],
+        ["launcher=slurm", "launcher.nodes=3", "launcher.tasks_per_node=2"],
+    ],
+)
+def test_a_batch_has_to_split_over_the_processes_of_a_run(words):
+    words = ["trainer.accumulate=1", *words]
+    assert compose([*words, "trainer.batch_size=12"]).trainer.batch_size == 12
+    with pytest.raises(UserError, match=r"trainer\.batch_size=8 does not split over \d devices"):
+        compose([*words, "trainer.batch_size=8"])
+
+
 @pytest.mark.parametrize("word", ["trainer.steps=-1", "trainer.steps=0", "model.heads=7"])
 def test_values_that_the_objects_refuse_are_named(word):
     with pytest.raises(UserError) as caught:

@@ -130,7 +130,7 @@ def test_values_take_the_dtype_of_the_parameters(parameters, dtype):
 def test_a_sequence_beyond_the_context_is_refused(parameters):
     with pytest.raises(UserError) as caught:
         SMALL.loss(parameters, np.zeros((1, 18), np.int32))
-    assert caught.value.message == "a sequence of 17 tokens does not fit model.context=16."
+    assert caught.value.message == "a sequence of 17 tokens does not fit model.context=16"
     assert "trainer.sequence_length=16" in caught.value.hint
 
 

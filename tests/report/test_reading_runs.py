@@ -119,9 +119,9 @@ def test_a_unique_beginning_is_enough(tmp_path, prefix, id):
 @pytest.mark.parametrize(
     ("prefix", "message", "hint"),
     [
-        ("ab", "'ab' is the beginning of 2 runs.", "type more of: ab00, abcd"),
-        ("zz", "no run in {} begins with 'zz'.", "`scalify ls` lists them."),
-        ("", "no run in {} begins with ''.", "`scalify ls` lists them."),
+        ("ab", "'ab' is the beginning of 2 runs", "type more of: ab00, abcd"),
+        ("zz", "no run in {} begins with 'zz'", "`scalify ls` lists them"),
+        ("", "no run in {} begins with ''", "`scalify ls` lists them"),
     ],
 )
 def test_what_is_not_one_run_is_refused(tmp_path, prefix, message, hint):

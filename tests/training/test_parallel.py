@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from scalify_cli.errors import UserError
-from scalify_cli.training.parallel import DataParallel, micro_batches, usable
+from scalify_cli.training.parallel import usable
+from scalify_cli.training.trainer import Trainer
 
 SETUP = """
 import sys, jax
@@ -58,23 +59,27 @@ def devices(*processes: int) -> Any:
     return [SimpleNamespace(process_index=index) for index in processes]
 
 
+def trainer(batch_size: int, accumulate: int | None) -> Trainer:
+    return Trainer(steps=1, batch_size=batch_size, sequence_length=8, accumulate=accumulate)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "count"),
     [(8, 1, 8), (8, 2, 4), (4, 1, 4), (6, 1, 6), (7, 1, 7), (5, 5, 5), (5, 1, 5), (3, 1, 3)],
 )
 def test_one_process_uses_as_many_devices_as_the_batch_splits_over(batch_size, accumulate, count):
-    found = usable(devices(*[0] * 8), batch_size, accumulate)
+    found = usable(devices(*[0] * 8), trainer(batch_size, accumulate))
     assert len(found) == count
 
 
 def test_processes_use_all_or_none():
-    assert len(usable(devices(0, 1), 3, 1)) == 2
+    assert len(usable(devices(0, 1), trainer(3, 1))) == 2
 
 
 def test_a_batch_that_does_not_split_is_refused():
     message = r"trainer\.batch_size=8 in 2 micro-batches does not split over 3 devices"
     with pytest.raises(UserError, match=message) as refused:
-        DataParallel(devices(0, 1, 2), 8, 2)
+        trainer(8, 2).require_split(3)
     assert "a multiple of 6" in refused.value.hint
 
 
@@ -102,8 +107,8 @@ def test_whole_micro_batches_give_the_losses_of_one_device_bit_for_bit(precision
     [(8, 1, 4), (8, 4, 4), (8, 8, 8), (6, 1, 2), (6, 3, 2), (9, 3, 1), (5, 5, 1), (10, 5, 2)],
 )
 def test_parts_depend_on_the_devices_only_where_they_must(batch_size, count, parts):
-    assert micro_batches(batch_size, None, count) == parts
-    assert len(usable(devices(*[0] * count), batch_size, None)) == count
+    assert trainer(batch_size, None).micro_batches(count) == parts
+    assert len(usable(devices(*[0] * count), trainer(batch_size, None))) == count
 
 
 def test_all_processes_compile_the_same_program():
