@@ -166,12 +166,15 @@ def _loose(rule: Callable) -> Callable:
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
-    known = not isinstance(operands[0], (Tracer, jax.Array)) if operands else False
-    if equation.primitive is p.convert_element_type_p and known and np.ndim(operands[0]) == 0:
+    if equation.primitive is p.convert_element_type_p and _is_known_number(operands[0]):
         number, aval = np.asarray(operands[0]), equation.outvars[0].aval
         if is_float(aval) or not is_float(number):
             return [constant(number.astype(aval.dtype))]
     return bind(equation, [plain(x) for x in operands])
+
+
+def _is_known_number(x: Any) -> bool:
+    return not isinstance(x, (Tracer, jax.Array)) and np.ndim(x) == 0
 
 
 def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:

@@ -1,5 +1,6 @@
 """Jobs as SLURM's commands tell of them."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,15 @@ def test_a_script_is_submitted_without_an_outer_jobs_variables(slurm, monkeypatc
     assert slurm.calls == ["sbatch --parsable --dependency=afterany:11 job.sbatch"]
 
 
-def test_ctrl_c_waits_until_the_jobs_id_is_on_the_disk(slurm):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises here, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_until_the_jobs_id_is_on_the_disk(slurm, interruptible):
     script = "#!/bin/sh\nkill -INT $PPID\nsleep 0.5\necho 12\n"
     (slurm.folder / "sbatch").write_text(script)
     with pytest.raises(KeyboardInterrupt):
