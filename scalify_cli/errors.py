@@ -11,7 +11,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, hint: str, exit_code: int = 2):
-        self.message = message.rstrip(".")
-        self.hint = hint.rstrip(".")
+        self.message = message.removesuffix(".")
+        self.hint = hint.removesuffix(".")
         super().__init__(self.message)
         self.exit_code = exit_code
