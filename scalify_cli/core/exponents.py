@@ -25,6 +25,7 @@ from scalify_cli.core.powers import (
     exp2,
     exponent_of_power,
 )
+from scalify_cli.core.scaled_array import cast
 
 _FEW = 3
 MODERATE = 16
@@ -47,7 +48,7 @@ def merged(sets: Iterable[dict]) -> dict:
 
 @dataclass(eq=False)
 class Request:
-    """Scales needed at run time: int32 exponents or float32 factors, of shape () or (n,).
+    """Scales needed at run time: int32 exponents, or factors of a float dtype; shape () or (n,).
 
     It is a parameter of an equation, which JAX hashes and keeps: each is one of its own.
     """
@@ -55,12 +56,12 @@ class Request:
     scales: tuple[Any, ...]
     dtype: Any
     shape: tuple[int, ...]
-    number: float = 1.0  # a factor of a float32 result
+    number: float = 1.0  # a factor of a float result
 
     @property
     def order(self) -> tuple:
-        """Float32 scalars first, vectors last."""
-        return self.shape, self.dtype != jnp.float32
+        """Factors first, vectors of exponents last."""
+        return self.shape, self.dtype == jnp.int32, str(self.dtype)
 
     @cached_property
     def given(self) -> tuple[Source, ...]:
@@ -93,14 +94,13 @@ class Exponents:
         return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
     def _together(self, requests: Sequence[Request]) -> list[Any]:
-        """Of requests in their order: float32 scalars, int32 scalars, int32 vectors."""
+        """Of requests in their order: float scalars, int32 scalars, int32 vectors."""
         scales = [scale for request in requests for scale in request.scales]
-        floats = [request for request in requests if request.dtype == jnp.float32]
+        floats = [request for request in requests if request.dtype != jnp.int32]
         single = sum(request.shape == () for request in requests)
         sums, count, results = self._sums(scales, inverse=len(floats)), len(floats), []
         if floats:
-            codes = sums if count >= len(scales) else sums[:count]
-            results += jnp.unstack(_powers(codes, floats))[:count]
+            results += _powers(sums if count >= len(scales) else sums[:count], floats)
         if single > count:
             results += jnp.unstack(sums[count:single])
         ends = np.cumsum([single, *(request.shape[0] for request in requests[single:])])
@@ -135,7 +135,8 @@ class Exponents:
         if request.dtype == jnp.int32:
             return exponent
         factor = exp2(exponent)
-        return factor if request.number == 1 else factor * np.float32(request.number)
+        factor = factor if request.number == 1 else factor * np.float32(request.number)
+        return cast(factor, request.dtype)
 
     def _one(self, atom: Any) -> Any:
         if not atom.source:
@@ -200,11 +201,13 @@ def _largest(rows: Any, rules: Sequence[str]) -> Any:
     return lax.clamp(MIN_EXPONENT - far, largest, MAX_EXPONENT + far)
 
 
-def _powers(codes: Any, requests: Sequence[Request]) -> Any:
-    """What float32 scalars were asked for, from the codes of their inverses."""
+def _powers(codes: Any, requests: Sequence[Request]) -> list[Any]:
+    """What factors were asked for, from the codes of their inverses."""
     dividend = np.full(codes.shape, 2, np.float32)
     dividend[: len(requests)] *= [np.float32(request.number) for request in requests]
-    return divided(dividend, codes)
+    powers, dtypes = divided(dividend, codes), [request.dtype for request in requests]
+    rows = {dtype: jnp.unstack(cast(powers, dtype)) for dtype in dict.fromkeys(dtypes)}
+    return [rows[dtype][i] for i, dtype in enumerate(dtypes)]
 
 
 def _element(vector: Any, i: int) -> Any:
@@ -241,9 +244,15 @@ exponent_p.def_abstract_eval(lambda *_, asked: ShapedArray(asked.shape, asked.dt
 mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
 
 
-def asking(jaxpr: jex.Jaxpr) -> list[tuple[Request, jex.JaxprEqn]]:
-    """What the equations of a jaxpr ask for."""
-    return [(e.params["asked"], e) for e in jaxpr.eqns if e.primitive is exponent_p]
+shift_p = jex.Primitive("shift")
+"""Its first operand times a scale asked for; ``settled`` merges it with others."""
+shift_p.def_abstract_eval(lambda x, *_, asked: x)
+
+
+def asking(jaxpr: jex.Jaxpr) -> list[tuple[Request, Sequence[Any]]]:
+    """What the equations of a jaxpr ask for, and of which variables."""
+    found = [(e, e.invars[e.primitive is shift_p :]) for e in jaxpr.eqns]
+    return [(e.params["asked"], x) for e, x in found if e.primitive in (exponent_p, shift_p)]
 
 
 def forget(jaxpr: jex.Jaxpr) -> None:

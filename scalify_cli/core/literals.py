@@ -13,7 +13,6 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-_NARROW = (jnp.float16, jnp.bfloat16)
 
 
 def true_literals(
@@ -36,11 +35,11 @@ def true_literals(
 
 
 def _in_float32(aval: Any) -> Any:
-    return aval.update(dtype=jnp.dtype(jnp.float32)) if aval.dtype in _NARROW else aval
+    return aval.update(dtype=jnp.dtype(jnp.float32)) if aval.dtype == jnp.float16 else aval
 
 
 def _suspicious(literal: Any) -> bool:
-    if literal.aval.dtype not in _NARROW:
+    if literal.aval.dtype != jnp.float16:
         return False
     value, info = abs(float(np.float32(literal.val))), jnp.finfo(literal.aval.dtype)
     return value < float(info.tiny) or not np.isfinite(value)

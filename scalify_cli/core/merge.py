@@ -2,8 +2,8 @@
 
 A rule knows its own operands only: a sum is brought to one scale, then to another for the sum it is
 part of, then to one that float32 holds. Here a multiplication by a scale moves back through sums,
-products and quotients into one that is there already, and takes a known number along. Only in
-float32, where the place of a power of two in a product changes no bit.
+products and quotients into one that is there already, and takes a known number along. Only where
+data has float32's range: the place of a power of two in a product changes no bit there.
 """
 
 import itertools
@@ -16,12 +16,13 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.exponents import Source, asking, exponent_p
+from scalify_cli.core.exponents import Source, asking, shift_p
 from scalify_cli.core.interpreter import live, live_equations
 from scalify_cli.core.scale import Scale
 
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
-_PRODUCTS, _QUOTIENTS = {p.mul_p}, {p.div_p}
+_PRODUCTS, _QUOTIENTS = {p.mul_p, shift_p}, {p.div_p}
+_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 class Shift(NamedTuple):
@@ -51,7 +52,7 @@ def merged(jaxpr: jex.Jaxpr) -> list[Step]:
 
 def sources(jaxpr: jex.Jaxpr) -> dict[Source, Any]:
     """The variables of the exponents that came from outside."""
-    pairs = (zip(asked.given, equation.invars, strict=True) for asked, equation in asking(jaxpr))
+    pairs = (zip(asked.given, operands, strict=True) for asked, operands in asking(jaxpr))
     return {source: x for pair in pairs for source, x in pair}
 
 
@@ -68,25 +69,14 @@ class _Merger:
 
     def leaves(self, equation: Any) -> bool:
         """Whether it makes a result by a product, which a sum before it takes: no other use."""
-        return equation.primitive is p.mul_p and equation.outvars[0] in self.returned
+        return equation.primitive in _PRODUCTS and equation.outvars[0] in self.returned
 
     def add(self, equation: Any) -> None:
-        step = Step(equation, equation.invars, equation.outvars)
-        scales = map(self.scale, equation.invars) if _is_single(step, _PRODUCTS) else ()
-        factors = [(i, scale) for i, scale in enumerate(scales) if scale is not None]
-        if len(factors) == 1:
-            [(i, scale)] = factors
-            self.multiply(equation, equation.invars[1 - i], Shift(scale), *equation.outvars)
+        if equation.primitive is shift_p:
+            [scale] = equation.params["asked"].scales
+            self.multiply(equation, equation.invars[0], Shift(scale), *equation.outvars)
         else:
-            self.write(step)
-
-    def scale(self, x: Any) -> Scale | None:
-        """The scale that x is, if it is a scale asked for."""
-        maker = self.maker(x)
-        if maker is None or maker.equation.primitive is not exponent_p:
-            return None
-        asked = maker.equation.params["asked"]
-        return asked.scales[0] if asked.dtype == jnp.float32 and asked.number == 1 else None
+            self.write(Step(equation, equation.invars, equation.outvars))
 
     def maker(self, x: Any) -> Step | None:
         return None if isinstance(x, jex.Literal) else self.makers.get(x)
@@ -147,10 +137,10 @@ class _Merger:
 
 
 def _is_single(step: Step, primitives: Collection[Any]) -> bool:
-    """Whether a step applies one of these in float32."""
+    """Whether a step applies one of these in a dtype that is merged in."""
     equation = step.equation
     known = not step.shift and equation.primitive in primitives
-    return known and equation.outvars[0].aval.dtype == jnp.float32
+    return known and equation.outvars[0].aval.dtype in _DTYPES
 
 
 def _as_shift(step: Step) -> tuple[Any, Shift] | None:

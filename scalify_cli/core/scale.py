@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from scalify_cli.core.exponents import MODERATE, RULES, Request, Source, exponent_p, merged
+from scalify_cli.core.exponents import (
+    MODERATE,
+    RULES,
+    Request,
+    Source,
+    exponent_p,
+    merged,
+    shift_p,
+)
 from scalify_cli.core.interpreter import here
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT
 
@@ -163,6 +171,11 @@ class Scale:
             return number * 2.0 ** min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT)
         given = self.given if number == 1 else None
         return here(self._requested(jnp.float32, number) if given is None else given)
+
+    def applied(self, x: Any) -> Any:
+        """x times the scale, in its dtype; the scale is not known while tracing."""
+        asked = self._cached(("applied", self.key), lambda: Request((self,), None, ()))
+        return shift_p.bind(x, *(source.array for source in asked.given), asked=asked)
 
     def _requested(self, dtype: Any, number: float = 1.0) -> Any:
         key = (dtype, number, self.key)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, SMALL_EXPONENT, exp2, log2_floor
@@ -106,7 +107,9 @@ def wide_dtype(dtype: Any) -> Any:
 
 def cast(x: Any, dtype: Any) -> Any:
     """An array in a dtype; JAX is not asked where that is its own."""
-    return x if x.dtype == dtype and not getattr(x, "weak_type", False) else x.astype(dtype)
+    if x.dtype == dtype and not getattr(x, "weak_type", False):
+        return x
+    return lax.convert_element_type(x, dtype) if isinstance(x, jax.Array) else x.astype(dtype)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from jax.extend import core as jex
 from scalify_cli.core.exponents import Exponents, Request, exponent_p, forget
 from scalify_cli.core.interpreter import bind, here, named
 from scalify_cli.core.merge import Step, merged, sources
-from scalify_cli.core.values import numbers_split_once
+from scalify_cli.core.values import scalars_made_once
 
 
 def settled(f: Callable) -> Callable:
@@ -23,7 +23,7 @@ def settled(f: Callable) -> Callable:
 
     @functools.wraps(f)
     def run(*args: Any) -> Any:
-        with numbers_split_once():
+        with scalars_made_once():
             closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
         outputs = _Evaluation(closed, jax.tree.leaves(args)).run()
         forget(closed.jaxpr)
@@ -95,7 +95,8 @@ def _computed(step: Step, operands: Sequence[Any]) -> list[Any]:
     if step.shift is None:
         return bind(step.equation, operands)
     if step.shift.scale.static:
-        return [lax.mul(operands[0], np.float32(step.shift.scale.factor(step.shift.number)))]
+        factor = step.shift.scale.factor(step.shift.number)
+        return [lax.mul(operands[0], np.asarray(factor, operands[0].dtype))]
     x, factor = operands
     return [lax.div(x, factor) if _divides(step) else lax.mul(x, factor)]
 
@@ -118,7 +119,9 @@ def _divides(step: Step) -> bool:
 
 def _key(step: Step) -> Any:
     """The name of what a step asks for."""
-    return step.outvars[0] if step.shift is None else (step.shift, _divides(step))
+    if step.shift is None:
+        return step.outvars[0]
+    return step.shift, _divides(step), step.equation.outvars[0].aval.dtype
 
 
 def _request(step: Step) -> tuple[Any, Request]:
@@ -127,4 +130,4 @@ def _request(step: Step) -> tuple[Any, Request]:
         return _key(step), step.equation.params["asked"]
     scale, number = step.shift
     scale = scale**-1 if _divides(step) else scale
-    return _key(step), Request((scale,), np.dtype("float32"), (), number)
+    return _key(step), Request((scale,), step.equation.outvars[0].aval.dtype, (), number)

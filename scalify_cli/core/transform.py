@@ -22,7 +22,7 @@ from scalify_cli.core.rules.families import fallback
 from scalify_cli.core.rules.patterns import Patterns
 from scalify_cli.core.scaled_array import is_float, is_scaled
 from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, plain
+from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, once, plain
 
 Watch = Callable[[Apply], Apply]
 _CONTROL = {*CALLS.values(), *LOOPS.values()}
@@ -166,11 +166,17 @@ def _loose(rule: Callable) -> Callable:
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
-    if equation.primitive is p.convert_element_type_p and _is_known_number(operands[0]):
-        number, aval = np.asarray(operands[0]), equation.outvars[0].aval
-        if is_float(aval) or not is_float(number):
-            return [constant(number.astype(aval.dtype))]
+    if equation.primitive is p.convert_element_type_p and np.ndim(operands[0]) == 0:
+        return _cast_scalar(equation, operands[0])
     return bind(equation, [plain(x) for x in operands])
+
+
+def _cast_scalar(equation: Any, x: Any) -> list[Any]:
+    """A known number stays known; an optimizer casts another to the dtype of each parameter."""
+    aval = equation.outvars[0].aval
+    if _is_known_number(x) and (is_float(aval) or not is_float(x)):
+        return [constant(np.asarray(x).astype(aval.dtype))]
+    return once(x, aval, lambda: bind(equation, [plain(x)]))
 
 
 def _is_known_number(x: Any) -> bool:

@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -194,26 +194,30 @@ def promote(x: Any) -> Scaled:
         return Scaled(x.filled(mantissa), scale)
     if np.size(x) != 1:
         return Scaled(x, ONE)
-    known = _split_numbers.get()
-    if known is None:
-        return _split(x)
-    if id(x) not in known:
-        known[id(x)] = x, _split(x)
-    return known[id(x)][1]
+    return once(x, "split", lambda: _split(x))
 
 
-_split_numbers: ContextVar[dict[int, tuple[Any, Scaled]] | None]
-_split_numbers = ContextVar("_split_numbers", default=None)
+_made: ContextVar[dict[Any, Any] | None] = ContextVar("_made", default=None)
 
 
 @contextmanager
-def numbers_split_once() -> Iterator[None]:
-    """Within one trace, a scalar that several equations read is taken apart once."""
-    token = _split_numbers.set({})
+def scalars_made_once() -> Iterator[None]:
+    """Within one trace, a scalar that several equations read is cast and taken apart once."""
+    token = _made.set({})
     try:
         yield
     finally:
-        _split_numbers.reset(token)
+        _made.reset(token)
+
+
+def once(x: Any, key: Any, make: Callable[[], Any]) -> Any:
+    """What is made of x; the same again for the same key."""
+    made = _made.get()
+    if made is None:
+        return make()
+    if (id(x), key) not in made:
+        made[id(x), key] = x, make()  # x too, so that no other has its id
+    return made[id(x), key][1]
 
 
 def _split(x: Any) -> Scaled:
@@ -227,13 +231,14 @@ def times(data: Any, scale: Scale | None) -> Any:
     """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
     if scale is None or scale == ONE:
         return data
-    factor = scale.factor() if scale.given is None else lax.stop_gradient(scale.factor())
     normal = -int(jnp.finfo(data.dtype).minexp)
     if is_narrow(data.dtype) and not (scale.static and abs(scale.constant) <= normal):
-        wide = lax.mul(data.astype(jnp.float32), np.float32(factor) if scale.static else factor)
-        return wide.astype(data.dtype)
-    narrow = np.asarray(factor, data.dtype) if scale.static else cast(factor, data.dtype)
-    return lax.mul(data, narrow)
+        return cast(times(cast(data, jnp.float32), scale), data.dtype)
+    if scale.static:
+        return lax.mul(data, np.asarray(scale.factor(), data.dtype))
+    if scale.given is None:
+        return scale.applied(data)
+    return lax.mul(data, cast(lax.stop_gradient(scale.factor()), data.dtype))
 
 
 def _top(dtype: Any) -> int:
