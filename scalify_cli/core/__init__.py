@@ -1,12 +1,12 @@
 """The paper: ``ScaledArray``, the jaxpr interpreter, the scale rules and ``scalify``."""
 
 from scalify_cli.core.custom_scale import custom_scale
+from scalify_cli.core.dtypes import is_float
 from scalify_cli.core.rescale import rescale, rescale_cotangent
 from scalify_cli.core.scaled_array import (
     SMALLEST_SCALE,
     ScaledArray,
     as_scaled,
-    is_float,
     is_scaled,
     unscale,
 )

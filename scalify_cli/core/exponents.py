@@ -17,6 +17,7 @@ from jax.core import ShapedArray
 from jax.extend import core as jex
 from jax.interpreters import mlir
 
+from scalify_cli.core.dtypes import cast
 from scalify_cli.core.powers import (
     BIAS,
     MAX_EXPONENT,
@@ -25,7 +26,6 @@ from scalify_cli.core.powers import (
     exp2,
     exponent_of_power,
 )
-from scalify_cli.core.scaled_array import cast
 
 _FEW = 3
 MODERATE = 16

@@ -139,6 +139,11 @@ def live(equations: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
     return found[::-1]
 
 
+def is_variable(x: Any) -> bool:
+    """Whether what an equation reads is no literal."""
+    return isinstance(x, jex.Var)
+
+
 @contextmanager
 def named(equation: jex.JaxprEqn) -> Iterator[None]:
     """Gives new equations this one's named scope, source line, and mesh, where it has its own."""

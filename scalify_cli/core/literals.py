@@ -14,7 +14,6 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 
-
 def true_literals(
     trace: Callable[[Sequence[Any]], jex.ClosedJaxpr], narrow: jex.ClosedJaxpr
 ) -> dict[int, float]:

@@ -17,7 +17,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.exponents import Source, asking, shift_p
-from scalify_cli.core.interpreter import live, live_equations
+from scalify_cli.core.interpreter import is_variable, live, live_equations
 from scalify_cli.core.scale import Scale
 
 _SUMS = {p.add_p, p.sub_p, p.add_jaxvals_p}
@@ -59,17 +59,12 @@ def sources(jaxpr: jex.Jaxpr) -> dict[Source, Any]:
 class _Merger:
     def __init__(self, jaxpr: jex.Jaxpr):
         equations = live_equations(jaxpr)
-        self.returned = {x for x in jaxpr.outvars if isinstance(x, jex.Var)}
-        reads = (x for e in equations if not self.leaves(e) for x in e.invars)
-        self.uses = Counter((*(x for x in reads if isinstance(x, jex.Var)), *self.returned))
+        reads = (x for e in equations for x in e.invars)
+        self.uses = Counter(filter(is_variable, (*reads, *jaxpr.outvars)))
         self.makers: dict[Any, Step] = {}
         self.steps: list[Step] = []
         for equation in equations:
             self.add(equation)
-
-    def leaves(self, equation: Any) -> bool:
-        """Whether it makes a result by a product, which a sum before it takes: no other use."""
-        return equation.primitive in _PRODUCTS and equation.outvars[0] in self.returned
 
     def add(self, equation: Any) -> None:
         if equation.primitive is shift_p:
@@ -94,7 +89,7 @@ class _Merger:
             sure: whether x is known to take it.
         """
         maker = self.maker(x)
-        if maker is None or not (sure or self.takes(x, shift, shared=out in self.returned)):
+        if maker is None or not (sure or self.takes(x, shift)):
             return self.write(Step(equation, [x], [out], shift))
         found = _as_shift(maker)
         if found:
@@ -108,16 +103,12 @@ class _Merger:
                 self.multiply(equation, maker.invars[i], shift, inputs[i], sure=True)
         return self.write(Step(maker.equation, inputs, [out]))
 
-    def takes(self, x: Any, shift: Shift, shared: bool = False) -> bool:
-        """Whether a multiplication of x adds nothing to how x is computed.
-
-        Args:
-            shared: whether x may be needed as it is, too: sums are then made twice.
-        """
+    def takes(self, x: Any, shift: Shift) -> bool:
+        """Whether a multiplication of x adds nothing to how x is computed."""
         maker = self.maker(x)
         if maker is None:
             return isinstance(x, jex.Literal) and np.ndim(x.val) == 0 and x.val == 0
-        if self.uses[x] > 1 and not (shared and _is_single(maker, _SUMS)):
+        if self.uses[x] > 1:
             return False
         found = _as_shift(maker)
         if found:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
+from scalify_cli.core.dtypes import wide_dtype
 from scalify_cli.core.interpreter import marker
 from scalify_cli.core.powers import MIN_EXPONENT, exp2, log2_floor
 from scalify_cli.core.scale import Scale
-from scalify_cli.core.scaled_array import wide_dtype
 from scalify_cli.core.values import Scaled, promote
 
 NORMS = {

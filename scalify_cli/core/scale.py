@@ -141,8 +141,10 @@ class Scale:
         """The nearest scale that float32 holds."""
         if self.static:
             return Scale(min(max(self.constant, MIN_EXPONENT), MAX_EXPONENT))
-        alone = len(self.terms) == 1 and self.terms[0][1] == 1 and self._atom.rule == "maximum"
-        return self._derived("clamp", *(_parts(self) if alone else [self]))
+        rule = self._atom.rule if len(self.terms) == 1 and self.terms[0][1] == 1 else ""
+        if rule == "clamp" and not self.constant:
+            return self
+        return self._derived("clamp", *(_parts(self) if rule == "maximum" else [self]))
 
     def elsewhere(self, known: Mapping["Scale", "Scale"]) -> "Scale | None":
         """This scale where others are known instead of its elements; None: it has more elements.

@@ -4,16 +4,15 @@ The source is Scalify (arXiv 2407.17353), section 2. The scale is held in float3
 scales overflow after a few layers, and is a power of two because other scales cost accuracy.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 
-from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, SMALL_EXPONENT, exp2, log2_floor
+from scalify_cli.core.dtypes import is_float, is_narrow, wide_dtype
+from scalify_cli.core.powers import MIN_EXPONENT, SMALL_EXPONENT, exp2, log2_floor
 
 SMALLEST_SCALE = 2.0**-126
 
@@ -98,30 +97,6 @@ def unscale(tree: Any, dtype: Any = None) -> Any:
 def is_scaled(x: Any) -> bool:
     """Whether x is a ``ScaledArray``: the leaf test for ``jax.tree`` functions."""
     return isinstance(x, ScaledArray)
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """Float32, or a wider float as it is: what narrow data is computed in."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def cast(x: Any, dtype: Any) -> Any:
-    """An array in a dtype; JAX is not asked where that is its own."""
-    if x.dtype == dtype and not getattr(x, "weak_type", False):
-        return x
-    return lax.convert_element_type(x, dtype) if isinstance(x, jax.Array) else x.astype(dtype)
-
-
-@functools.cache
-def is_narrow(dtype: Any) -> bool:
-    """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
-    return jnp.finfo(dtype).maxexp <= MAX_EXPONENT
-
-
-def is_float(x: Any) -> bool:
-    """Whether x (an array or a Python scalar) is of a real floating dtype."""
-    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
-    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _leaf(x: Any, scale: Any) -> Any:

@@ -9,10 +9,10 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from scalify_cli.core.dtypes import made_once
 from scalify_cli.core.exponents import Exponents, Request, exponent_p, forget
 from scalify_cli.core.interpreter import bind, here, named
 from scalify_cli.core.merge import Step, merged, sources
-from scalify_cli.core.values import scalars_made_once
 
 
 def settled(f: Callable) -> Callable:
@@ -23,7 +23,7 @@ def settled(f: Callable) -> Callable:
 
     @functools.wraps(f)
     def run(*args: Any) -> Any:
-        with scalars_made_once():
+        with made_once():
             closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
         outputs = _Evaluation(closed, jax.tree.leaves(args)).run()
         forget(closed.jaxpr)

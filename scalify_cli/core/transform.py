@@ -14,15 +14,23 @@ from jax.core import Tracer
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import Apply, Program, bind, evaluate, trace_call
+from scalify_cli.core.dtypes import is_float, once
+from scalify_cli.core.interpreter import (
+    Apply,
+    Program,
+    bind,
+    evaluate,
+    is_variable,
+    trace_call,
+)
 from scalify_cli.core.literals import true_literals
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
 from scalify_cli.core.rules.families import fallback
 from scalify_cli.core.rules.patterns import Patterns
-from scalify_cli.core.scaled_array import is_float, is_scaled
+from scalify_cli.core.scaled_array import is_scaled
 from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Scaled, Uniform, constant, enter, leave, once, plain
+from scalify_cli.core.values import Scaled, Uniform, bounded, constant, enter, leave, plain
 
 Watch = Callable[[Apply], Apply]
 _CONTROL = {*CALLS.values(), *LOOPS.values()}
@@ -80,7 +88,8 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
     def evaluated(arguments: list[Any]) -> list[Any]:
         pairs = zip(arguments, entered, known, strict=True)
         values = [old.with_data(x) if static else enter(x) for x, old, static in pairs]
-        return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
+        returned = frozenset(filter(is_variable, program.closed.jaxpr.outvars))
+        return [leave(x) for x in run(program.closed, values, rules, exact, watch, returned)]
 
     pairs = zip(program.arguments, known, strict=True)
     return settled(evaluated)([x.data if static else x for x, static in pairs])
@@ -104,12 +113,14 @@ def run(
     rules: Mapping,
     exact: Mapping[int, float] = MappingProxyType({}),
     watch: Watch = lambda apply: apply,
+    returned: frozenset = frozenset(),
 ) -> list[Any]:
     """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values.
 
     Args:
         exact: unrounded values of literals, by their ``id``.
         watch: may wrap what computes each equation, those of inner programs too.
+        returned: variables that must leave at a scale that float32 holds, and so have one at once.
     """
 
     def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
@@ -123,11 +134,20 @@ def run(
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         inputs = patterns.guarded(equation, patterns.widened(equation, operands))
-        outputs = _apply(equation, inputs, rules, inner)
-        return patterns.narrowed(equation, patterns.gated(equation, outputs))
+        outputs = patterns.gated(equation, _apply(equation, inputs, rules, inner))
+        if not returned.isdisjoint(equation.outvars):
+            outputs = list(map(_ready, outputs))
+        return patterns.narrowed(equation.outvars, outputs, patterns.steps)
 
     consts = [constant(x) for x in closed.consts]
-    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
+    outputs = evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
+    return patterns.narrowed(closed.jaxpr.outvars, outputs)
+
+
+def _ready(x: Any) -> Any:
+    """x as it can leave, if it is a scaled value that will."""
+    scaled = isinstance(x, Scaled) and not (x.loose or x.stacked or x.scale is None)
+    return bounded(x) if scaled and x.scale.given is None else x
 
 
 def _apply(
@@ -172,7 +192,7 @@ def _unscaled(equation: Any, *operands: Any) -> list[Any]:
 
 
 def _cast_scalar(equation: Any, x: Any) -> list[Any]:
-    """A known number stays known; an optimizer casts another to the dtype of each parameter."""
+    """A known number stays known; an optimizer casts another for each parameter anew."""
     aval = equation.outvars[0].aval
     if _is_known_number(x) and (is_float(aval) or not is_float(x)):
         return [constant(np.asarray(x).astype(aval.dtype))]

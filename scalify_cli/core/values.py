@@ -7,9 +7,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,9 +17,10 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from scalify_cli.core.dtypes import cast, is_float, is_narrow, once, wide_dtype
 from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2_once, power_below
 from scalify_cli.core.scale import ONE, Relation, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import ScaledArray, cast, is_float, is_narrow, wide_dtype
+from scalify_cli.core.scaled_array import ScaledArray
 
 _HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them
 
@@ -195,29 +194,6 @@ def promote(x: Any) -> Scaled:
     if np.size(x) != 1:
         return Scaled(x, ONE)
     return once(x, "split", lambda: _split(x))
-
-
-_made: ContextVar[dict[Any, Any] | None] = ContextVar("_made", default=None)
-
-
-@contextmanager
-def scalars_made_once() -> Iterator[None]:
-    """Within one trace, a scalar that several equations read is cast and taken apart once."""
-    token = _made.set({})
-    try:
-        yield
-    finally:
-        _made.reset(token)
-
-
-def once(x: Any, key: Any, make: Callable[[], Any]) -> Any:
-    """What is made of x; the same again for the same key."""
-    made = _made.get()
-    if made is None:
-        return make()
-    if (id(x), key) not in made:
-        made[id(x), key] = x, make()  # x too, so that no other has its id
-    return made[id(x), key][1]
 
 
 def _split(x: Any) -> Scaled:

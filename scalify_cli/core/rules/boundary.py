@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from scalify_cli.core.dtypes import is_float, is_narrow, wide_dtype
 from scalify_cli.core.powers import (
     MAX_EXPONENT,
     MIN_EXPONENT,
@@ -18,7 +19,6 @@ from scalify_cli.core.powers import (
     log2_floor,
 )
 from scalify_cli.core.scale import Relation, Scale, exponents, maximum, minimum, relations
-from scalify_cli.core.scaled_array import is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Column,
     Scaled,

@@ -21,9 +21,9 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
+from scalify_cli.core.dtypes import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum, moderate
-from scalify_cli.core.scaled_array import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import (
     Scaled,
     Uniform,

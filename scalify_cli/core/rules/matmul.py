@@ -5,10 +5,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from scalify_cli.core.dtypes import cast, wide_dtype
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import binades, opaque
 from scalify_cli.core.scale import Scale
-from scalify_cli.core.scaled_array import cast, wide_dtype
 from scalify_cli.core.values import Scaled, plain, product_scale, promote, times
 
 

@@ -18,7 +18,7 @@ A pattern changes how a value is split, never the value.
 
 import copy
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,12 +27,12 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import CALLED_JAXPR, live_equations
+from scalify_cli.core.dtypes import cast, is_float, is_narrow, wide_dtype
+from scalify_cli.core.interpreter import CALLED_JAXPR, is_variable, live_equations
 from scalify_cli.core.rules.arithmetic import OPAQUE, RULES, SATURATING
 from scalify_cli.core.rules.definitions import PRIMITIVES as DEFINITIONS
 from scalify_cli.core.rules.families import widened
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.scaled_array import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.values import Scaled, Uniform, at_scale, promote, true_values
 
 _SHAPES = {p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.convert_element_type_p}
@@ -41,7 +41,9 @@ _POLYNOMIAL = {p.add_p, p.sub_p, p.integer_pow_p, p.square_p, p.max_p, p.reduce_
 _BOUNDED = {p.tanh_p, p.logistic_p, p.erf_p, p.erfc_p}
 _ROOTS = {p.rsqrt_p, p.sqrt_p}
 _PRODUCTS, _SQUARES = {p.mul_p, p.div_p}, {p.integer_pow_p, p.square_p}
-_ARITHMETIC = _PRODUCTS | _SQUARES | _ROOTS | {p.add_p, p.sub_p, p.add_jaxvals_p, p.neg_p}
+_CHOICES = {p.select_n_p, p.max_p, p.min_p}
+_ARITHMETIC = _PRODUCTS | _SQUARES | _ROOTS | _CHOICES
+_ARITHMETIC |= {p.add_p, p.sub_p, p.add_jaxvals_p, p.neg_p, p.abs_p, p.copy_p}
 _WIDE = _ARITHMETIC | OPAQUE | SATURATING | {p.reduce_sum_p}  # computed in float32 anyway
 _ELEMENTWISE = _SHAPES | RULES.keys()
 _BODIES = {primitive.name: name for primitive, name in CALLED_JAXPR.items()} | {
@@ -102,17 +104,19 @@ class Patterns:
             return operands
         scaled = [x for x in operands if isinstance(x, Scaled)]
         step = equation.outvars[0] in self.steps if equation.outvars else False
-        wide = any(x in self.steps for x in equation.invars if _is_variable(x))
+        wide = any(x in self.steps for x in equation.invars if is_variable(x))
         return [_in_float32(x) for x in operands] if scaled and (step or wide) else operands
 
-    def narrowed(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
-        """The outputs of an equation in their own dtypes, unless they are a step of arithmetic."""
+    def narrowed(
+        self, variables: Sequence[Any], values: Sequence[Any], steps: Collection[Any] = ()
+    ) -> Sequence[Any]:
+        """The values of variables in their own dtypes, but for steps of arithmetic."""
         if not self.steps:
-            return outputs
-        pairs = zip(equation.outvars, outputs, strict=True)
+            return values
+        pairs = zip(variables, values, strict=True)
         return [
             x.with_data(cast(x.data, var.aval.dtype))
-            if isinstance(x, Scaled) and var not in self.steps
+            if isinstance(x, Scaled) and var not in steps
             else x
             for var, x in pairs
         ]
@@ -142,7 +146,7 @@ class Patterns:
 
     def _look_at(self, equation: Any) -> None:
         primitive, out = equation.primitive, equation.outvars[0]
-        inputs = [x for x in equation.invars if _is_variable(x) and is_float(x.aval)]
+        inputs = [x for x in equation.invars if is_variable(x) and is_float(x.aval)]
         inputs = [x for x in inputs if x not in self.known]
         if not inputs:
             self.known.add(out)
@@ -178,7 +182,7 @@ class Patterns:
             inside = _patterns(getattr(body, "jaxpr", body))
             pairs = zip(equation.invars[::-1], inside.variables[::-1], strict=False)
             for x, own in pairs if inside.normed else ():
-                if own in inside.normed and _is_variable(x):
+                if own in inside.normed and is_variable(x):
                     self._norm(x)
 
     def _norm(self, x: Any) -> None:
@@ -221,11 +225,11 @@ class Patterns:
 
     def _find_guards(self, jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> None:
         """Small numbers that are added to what is only divided by, or the argument of a root."""
-        read = set(filter(_is_variable, jaxpr.outvars))  # otherwise than that
+        read = set(filter(is_variable, jaxpr.outvars))  # otherwise than that
         for e in reversed(equations):
             passes = e.primitive in _ROOTS or (e.primitive in _SHAPES and e.outvars[0] not in read)
             operands = e.invars[:1] if e.primitive is p.div_p else () if passes else e.invars
-            read.update(filter(_is_variable, operands))
+            read.update(filter(is_variable, operands))
         self.guards = {
             id(e)
             for e in equations
@@ -250,16 +254,17 @@ def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
     They are fused with what reads them; what lives on across a matmul stays narrow in memory.
     """
     made: dict[Any, int] = {}  # in which run of elementwise equations
-    others, run = set(filter(_is_variable, jaxpr.outvars)), 0
+    read, others, run = set(), set(), 0
     for equation in equations:
-        inputs = filter(_is_variable, equation.invars)
+        inputs = list(filter(is_variable, equation.invars))
+        read.update(inputs)
         others.update(x for x in inputs if equation.primitive not in _WIDE or made.get(x) != run)
-        named = equation.primitive.name in DEFINITIONS
-        run += not named and equation.primitive not in _ELEMENTWISE
         out = equation.outvars[0]
+        apart = equation.primitive.name in DEFINITIONS or equation.primitive in _ELEMENTWISE
+        run += not apart and bool(out.aval.shape) and is_float(out.aval)
         if equation.primitive in _ARITHMETIC and is_float(out.aval) and is_narrow(out.aval.dtype):
             made[out] = run
-    return made.keys() - others
+    return made.keys() & read - others
 
 
 def _in_float32(x: Any) -> Any:
@@ -268,10 +273,6 @@ def _in_float32(x: Any) -> Any:
     if isinstance(x, Scaled):
         return widened(promote(x))
     return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
-
-
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, jex.Var)
 
 
 def _number(x: Any) -> float:

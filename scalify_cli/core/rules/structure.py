@@ -5,6 +5,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from scalify_cli.core.dtypes import cast, wide_dtype
 from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import (
     aligned,
@@ -19,7 +20,6 @@ from scalify_cli.core.rules.families import (
     to_the,
 )
 from scalify_cli.core.scale import Scale
-from scalify_cli.core.scaled_array import cast, wide_dtype
 from scalify_cli.core.values import Scaled, Uniform, plain, promote, times, true_values
 
 
