@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from scalify_cli.core.dtypes import once
 from scalify_cli.core.exponents import (
     MODERATE,
     RULES,
@@ -285,7 +286,8 @@ def relations(scales: Sequence[Scale]) -> tuple[list[Relation], list[Scale]]:
 
 def select(which: Any, first: Scale, second: Scale) -> Scale:
     """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
-    return Scale._of(Atom(rule="select", operands=(Scale.unknown(jnp.int32(which)), first, second)))
+    index = once(which, "index", lambda: Scale.unknown(jnp.int32(which)))
+    return Scale._of(Atom(rule="select", operands=(index, first, second)))
 
 
 def exponents(scales: Sequence[Scale | None]) -> Any:

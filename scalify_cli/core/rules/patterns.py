@@ -262,7 +262,8 @@ def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
         out = equation.outvars[0]
         apart = equation.primitive.name in DEFINITIONS or equation.primitive in _ELEMENTWISE
         run += not apart and bool(out.aval.shape) and is_float(out.aval)
-        if equation.primitive in _ARITHMETIC and is_float(out.aval) and is_narrow(out.aval.dtype):
+        short = is_float(out.aval) and wide_dtype(out.aval.dtype) != out.aval.dtype
+        if equation.primitive in _ARITHMETIC and short:
             made[out] = run
     return made.keys() & read - others
 
