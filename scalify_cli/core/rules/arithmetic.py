@@ -11,6 +11,7 @@ from scalify_cli.core.interpreter import bind
 from scalify_cli.core.rules.families import (
     agrees,
     compares,
+    in_float32,
     opaque,
     passes_through,
     picks,
@@ -21,7 +22,6 @@ from scalify_cli.core.rules.families import (
     saturates,
     scale_free,
     to_the,
-    widened,
 )
 from scalify_cli.core.scale import maximum, minimum
 from scalify_cli.core.scale import select as select_scale
@@ -64,7 +64,7 @@ def remainder(equation, x, y):
             Scaled(bind(equation, [x.data, y.data])[0], y.scale if x.scale is None else x.scale)
         ]
     larger, smaller = maximum([x.scale, y.scale]), minimum([x.scale, y.scale])
-    wide = [at_scale(widened(v), larger) for v in (x, y)]
+    wide = [at_scale(in_float32(v), larger) for v in (x, y)]
     rest = Scaled(bind(equation, wide)[0], larger)
     return [Scaled(at_scale(rest, smaller).astype(x.dtype), smaller)]
 

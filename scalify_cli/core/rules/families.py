@@ -11,6 +11,7 @@ outputs. For a function f of s*x:
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -83,7 +84,7 @@ def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
         return [Scaled(_as(equation, data), None if x.scale is None else x.scale / scale)]
     x, y = promote(x), promote(y)
     scale = None if x.scale is None or y.scale is None else x.scale / y.scale
-    data = [widened(v).data if is_narrow(v.dtype) else v.data for v in (x, y)]
+    data = [in_float32(v).data if is_narrow(v.dtype) else v.data for v in (x, y)]
     return [Scaled(cast(bind(equation, data)[0], x.dtype), scale)]
 
 
@@ -156,13 +157,17 @@ def compares(equation: Any, *operands: Any) -> list[Any]:
     values = [promote(x) for x in operands]
     scale = chosen([x.scale for x in values])
     same = all(x.scale in (None, scale) for x in values)
-    sides = [x.data if same else at_scale(widened(x), scale) for x in values]
+    sides = [x.data if same else at_scale(in_float32(x), scale) for x in values]
     return bind(equation, sides)
 
 
-def widened(x: Scaled) -> Scaled:
-    """x with its data in float32."""
-    return x.with_data(cast(x.data, wide_dtype(x.dtype)))
+def in_float32(x: Any) -> Any:
+    """A value whose data is in float32; a float64 stays, and what is no float."""
+    if isinstance(x, Uniform):
+        return replace(x, dtype=wide_dtype(x.dtype))
+    if isinstance(x, Scaled):
+        return promote(x).with_data(cast(promote(x).data, wide_dtype(x.dtype)))
+    return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
 
 
 def opaque(equation: Any, *operands: Any, view: Callable = true_values) -> list[Any]:

@@ -31,9 +31,9 @@ from scalify_cli.core.dtypes import cast, is_float, is_narrow, wide_dtype
 from scalify_cli.core.interpreter import CALLED_JAXPR, is_variable, live_equations
 from scalify_cli.core.rules.arithmetic import OPAQUE, RULES, SATURATING
 from scalify_cli.core.rules.definitions import PRIMITIVES as DEFINITIONS
-from scalify_cli.core.rules.families import widened
+from scalify_cli.core.rules.families import in_float32
 from scalify_cli.core.scale import ONE, Scale, maximum, minimum
-from scalify_cli.core.values import Scaled, Uniform, at_scale, promote, true_values
+from scalify_cli.core.values import Scaled, Uniform, at_scale, true_values
 
 _SHAPES = {p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.convert_element_type_p}
 _LINEAR = _SHAPES | {p.neg_p, p.copy_p, p.stop_gradient_p, p.transpose_p}
@@ -105,7 +105,7 @@ class Patterns:
         scaled = [x for x in operands if isinstance(x, Scaled)]
         step = equation.outvars[0] in self.steps if equation.outvars else False
         wide = any(x in self.steps for x in equation.invars if is_variable(x))
-        return [_in_float32(x) for x in operands] if scaled and (step or wide) else operands
+        return [in_float32(x) for x in operands] if scaled and (step or wide) else operands
 
     def narrowed(
         self, variables: Sequence[Any], values: Sequence[Any], steps: Collection[Any] = ()
@@ -266,14 +266,6 @@ def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
         if equation.primitive in _ARITHMETIC and short:
             made[out] = run
     return made.keys() & read - others
-
-
-def _in_float32(x: Any) -> Any:
-    if isinstance(x, Uniform):
-        return replace(x, dtype=wide_dtype(x.dtype))
-    if isinstance(x, Scaled):
-        return widened(promote(x))
-    return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
 
 
 def _number(x: Any) -> float:
