@@ -1,7 +1,8 @@
 """What ``scalify`` costs on top of plain JAX: ``python -m benchmarks.transform``.
 
-For each program, plain and scalified, in one process: CPU seconds of trace and lowering and of
-compilation, instructions of the optimized HLO, and the step, interleaved. Only ratios are printed.
+For each program, plain and scalified, in one process: CPU seconds of trace and lowering and of the
+step, both interleaved and the median of several, of compilation, and instructions of the optimized
+HLO. Only ratios are printed.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -115,7 +117,6 @@ PROGRAMS = {
 class Measured(NamedTuple):
     """CPU seconds, HLO instructions, and the compiled step with its state."""
 
-    lower: float
     compile: float
     instructions: int
     step: Any
@@ -123,33 +124,40 @@ class Measured(NamedTuple):
 
 
 def prepare(update: Callable, state: Any, batch: Any) -> Measured:
-    clock = time.process_time
-    start = clock()
     lowered = jax.jit(update).trace(state, batch).lower()
-    middle = clock()
-    step = lowered.compile()
-    instructions = len(re.findall(r"^\s+(?:ROOT )?%\S+ = ", step.as_text(), re.MULTILINE))
-    return Measured(middle - start, clock() - middle, instructions, step, state)
-
-
-def seconds(measured: Measured, batch: Any) -> float:
     start = time.process_time()
-    jax.block_until_ready(measured.step(measured.state, batch))
+    step = lowered.compile()
+    taken = time.process_time() - start
+    instructions = len(re.findall(r"^\s+(?:ROOT )?%\S+ = ", step.as_text(), re.MULTILINE))
+    return Measured(taken, instructions, step, state)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.process_time()
+    jax.block_until_ready(call())
     return time.process_time() - start
+
+
+def median_ratio(ours: Callable[[], Any], plain: Callable[[], Any], rounds: int) -> float:
+    """Of calls in turn, the first two pairs left out."""
+    both = [(seconds(ours), seconds(plain)) for _ in range(rounds + 2)]
+    return float(np.median([a / b for a, b in both[2:]]))
 
 
 def ratios(program: Program, rounds: int) -> list[float]:
     """Ours over plain: step, compile, trace and lowering, instructions."""
-    prepare(lambda *args: program.update(*args), program.state, program.batch)  # JAX's own caches
-    plain = prepare(program.update, program.state, program.batch)
-    scaled = scalify(lambda *args: program.update(*args))
-    ours = prepare(scaled, as_scaled(program.state), program.batch)
-    both = [
-        (seconds(ours, program.batch), seconds(plain, program.batch)) for _ in range(rounds + 2)
-    ]
-    step = float(np.median([a / b for a, b in both[2:]]))
+    update, batch, states = program.update, program.batch, (as_scaled(program.state), program.state)
+
+    def lower(wrap: Callable, state: Any) -> None:
+        new = wrap(lambda *args: update(*args))  # which JAX has not seen
+        jax.jit(new).trace(state, batch).lower()
+
+    forms = zip((scalify, lambda f: f), states, strict=True)
+    traced = median_ratio(*(partial(lower, *form) for form in forms), rounds)
+    plain, ours = prepare(update, states[1], batch), prepare(scalify(update), states[0], batch)
+    calls = (partial(x.step, x.state, batch) for x in (ours, plain))
     sizes = ours.instructions / plain.instructions
-    return [step, ours.compile / plain.compile, ours.lower / plain.lower, sizes]
+    return [median_ratio(*calls, rounds), ours.compile / plain.compile, traced, sizes]
 
 
 def main() -> None:
