@@ -137,11 +137,10 @@ def run(
         outputs = patterns.gated(equation, _apply(equation, inputs, rules, inner))
         if not returned.isdisjoint(equation.outvars):
             outputs = list(map(_ready, outputs))
-        return patterns.narrowed(equation.outvars, outputs, patterns.steps)
+        return patterns.narrowed(equation, outputs)
 
     consts = [constant(x) for x in closed.consts]
-    outputs = evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
-    return patterns.narrowed(closed.jaxpr.outvars, outputs)
+    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
 
 
 def _ready(x: Any) -> Any:

@@ -18,7 +18,7 @@ A pattern changes how a value is split, never the value.
 
 import copy
 import math
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -107,16 +107,14 @@ class Patterns:
         wide = any(x in self.steps for x in equation.invars if is_variable(x))
         return [in_float32(x) for x in operands] if scaled and (step or wide) else operands
 
-    def narrowed(
-        self, variables: Sequence[Any], values: Sequence[Any], steps: Collection[Any] = ()
-    ) -> Sequence[Any]:
-        """The values of variables in their own dtypes, but for steps of arithmetic."""
+    def narrowed(self, equation: Any, outputs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs of an equation in their own dtypes, unless they are a step of arithmetic."""
         if not self.steps:
-            return values
-        pairs = zip(variables, values, strict=True)
+            return outputs
+        pairs = zip(equation.outvars, outputs, strict=True)
         return [
             x.with_data(cast(x.data, var.aval.dtype))
-            if isinstance(x, Scaled) and var not in steps
+            if isinstance(x, Scaled) and var not in self.steps
             else x
             for var, x in pairs
         ]
@@ -254,10 +252,9 @@ def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
     They are fused with what reads them; what lives on across a matmul stays narrow in memory.
     """
     made: dict[Any, int] = {}  # in which run of elementwise equations
-    read, others, run = set(), set(), 0
+    others, run = set(filter(is_variable, jaxpr.outvars)), 0
     for equation in equations:
-        inputs = list(filter(is_variable, equation.invars))
-        read.update(inputs)
+        inputs = filter(is_variable, equation.invars)
         others.update(x for x in inputs if equation.primitive not in _WIDE or made.get(x) != run)
         out = equation.outvars[0]
         apart = equation.primitive.name in DEFINITIONS or equation.primitive in _ELEMENTWISE
@@ -265,7 +262,7 @@ def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
         short = is_float(out.aval) and wide_dtype(out.aval.dtype) != out.aval.dtype
         if equation.primitive in _ARITHMETIC and short:
             made[out] = run
-    return made.keys() & read - others
+    return made.keys() - others
 
 
 def _number(x: Any) -> float:
