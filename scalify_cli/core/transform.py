@@ -145,8 +145,8 @@ def run(
 
 def _ready(x: Any) -> Any:
     """x as it can leave, if it is a scaled value that will."""
-    scaled = isinstance(x, Scaled) and not (x.loose or x.stacked or x.scale is None)
-    return bounded(x) if scaled and x.scale.given is None else x
+    scaled = isinstance(x, Scaled) and x.scale and not (x.loose or x.stacked)
+    return bounded(x) if scaled else x
 
 
 def _apply(

@@ -148,15 +148,14 @@ def leave(x: Any) -> Any:
         return x
     if x.loose:
         return plain(x)
-    x = unstack(x)
-    x = x if x.scale is not None and x.scale.given is not None else bounded(x)
+    x = bounded(unstack(x))
     return ScaledArray.tree_unflatten(None, (x.data, jnp.float32(x.scale.factor())))
 
 
 def bounded(x: Scaled) -> Any:
     """x at a scale that float32 holds: what lies beyond goes back into the data."""
     scale = Scale(MIN_EXPONENT) if x.scale is None else x.scale
-    held = scale.clamped()
+    held = scale if scale.given is not None else scale.clamped()
     return Scaled(x.data if held == scale else times(x.data, scale / held), held)
 
 

@@ -10,8 +10,9 @@
   section 3.2.1).
 * *Guards*: the ε of a norm or of Adam is added at the scale of what it guards, relative to its true
   value, so that ``x * rsqrt(var(x) + ε)`` has scale 1.
-* *Steps of arithmetic*: what only sums and products read soon keeps float32 data, as inside a fused
-  kernel: powers of data that has outgrown its scale are more than a narrow dtype holds.
+* *Steps of arithmetic*: what only arithmetic reads, and soon, keeps float32 data in place of 16-bit
+  data, as inside a fused kernel: powers of data that has outgrown its scale are more than FP16
+  holds, and a compiler that rounds every step of bfloat16 has more to do.
 
 A pattern changes how a value is split, never the value.
 """
@@ -247,7 +248,7 @@ def _patterns(jaxpr: jex.Jaxpr) -> Patterns:
 
 
 def _steps(jaxpr: jex.Jaxpr, equations: Sequence[Any]) -> set[Any]:
-    """Narrow results of arithmetic that only arithmetic, functions and sums read, soon.
+    """16-bit results of arithmetic that only arithmetic, functions and sums read, soon.
 
     They are fused with what reads them; what lives on across a matmul stays narrow in memory.
     """
