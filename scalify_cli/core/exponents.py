@@ -23,11 +23,9 @@ from scalify_cli.core.powers import (
     MAX_EXPONENT,
     MIN_EXPONENT,
     divided,
-    exp2,
     exponent_of_power,
 )
 
-_FEW = 3
 MODERATE = 16
 """log2 of the scale that a sum has at most, of values with float32's range."""
 
@@ -81,13 +79,9 @@ class Exponents:
         self.vector: Any = np.ones(1, np.int32)
 
     def compute(self, requests: Sequence[Request]) -> list[Any]:
-        """What was asked for: a few scalars alone, many in a few operations on vectors."""
-        levels = self._levels(scale for request in requests for scale in request.scales)
-        scalars = all(request.shape == () for request in requests)
-        if scalars and not levels and len(requests) <= _FEW:
-            return [self._alone(request) for request in requests]
+        """What was asked for, in a few operations on vectors."""
         self._include([source for source in self.given if source not in self.place])
-        for atoms in levels:
+        for atoms in self._levels(scale for request in requests for scale in request.scales):
             self._append(self._derived(atoms), atoms)
         order = sorted(range(len(requests)), key=lambda i: requests[i].order)
         results = zip(order, self._together([requests[i] for i in order]), strict=True)
@@ -126,25 +120,6 @@ class Exponents:
     def _append(self, new: Any, members: Sequence[Any]) -> None:
         self.place |= {member: self.vector.size + i for i, member in enumerate(members)}
         self.vector = lax.concatenate([self.vector, new], 0)
-
-    def _alone(self, request: Request) -> Any:
-        [scale] = request.scales
-        exponent: Any = np.int32(scale.constant)
-        for atom, n in scale.terms:
-            exponent = exponent + self._one(atom) * np.int32(n)
-        if request.dtype == jnp.int32:
-            return exponent
-        factor = exp2(exponent)
-        factor = factor if request.number == 1 else factor * np.float32(request.number)
-        return cast(factor, request.dtype)
-
-    def _one(self, atom: Any) -> Any:
-        if not atom.source:
-            return _element(self.vector, self.place[atom])
-        value = self.given[atom.source]
-        if value.dtype == jnp.float32:
-            return exponent_of_power(value)
-        return _element(value, atom.index) if value.ndim else value
 
     def _levels(self, scales: Iterable[Any]) -> list[list[Any]]:
         """The derived atoms still to be computed, each level from those before it."""
@@ -208,10 +183,6 @@ def _powers(codes: Any, requests: Sequence[Request]) -> list[Any]:
     powers, dtypes = divided(dividend, codes), [request.dtype for request in requests]
     rows = {dtype: jnp.unstack(cast(powers, dtype)) for dtype in dict.fromkeys(dtypes)}
     return [rows[dtype][i] for i, dtype in enumerate(dtypes)]
-
-
-def _element(vector: Any, i: int) -> Any:
-    return lax.squeeze(lax.slice(vector, (i,), (i + 1,)), (0,))
 
 
 def _moderate(rows: Any) -> Any:

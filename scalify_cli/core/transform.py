@@ -172,16 +172,8 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
     if uniform and len(uniform) == len(operands):
         return _uniform
     if uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval):
-        return _loose(rules[primitive])
+        return rules[primitive]
     return _unscaled
-
-
-def _loose(rule: Callable) -> Callable:
-    @functools.wraps(rule)
-    def loose(*args: Any) -> list[Any]:
-        return [replace(x, loose=True) for x in rule(*args)]
-
-    return loose
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
@@ -204,8 +196,7 @@ def _is_known_number(x: Any) -> bool:
 
 def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
     """What is made of plain arrays only stays so."""
-    scaled = [x for x in operands if isinstance(x, Scaled)]
-    if not scaled or not all(x.loose for x in scaled):
+    if any(isinstance(x, Scaled) and not x.loose for x in operands):
         return outputs
     return [replace(x, loose=True) if isinstance(x, Scaled) else x for x in outputs]
 

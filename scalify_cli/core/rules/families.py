@@ -42,12 +42,12 @@ _PROGRAMS = (jex.Jaxpr, jex.ClosedJaxpr)
 
 
 def passes_through(equation: Any, x: Any, *others: Any) -> list[Any]:
-    """f(s*x) = s*f(x); the other operands are indices, sizes or the like."""
+    """f(s*x) = s*f(x); the other operands, and results, are indices, sizes or the like."""
     if not isinstance(x, Scaled):
         return bind(equation, [plain(x), *map(plain, others)])
     x = promote(x)
     outputs = bind(equation, [x.data, *map(plain, others)])
-    return [x.with_data(data) for data in outputs]
+    return [x.with_data(data) if is_float(data) else data for data in outputs]
 
 
 def each_passes_through(equation: Any, *operands: Any) -> list[Any]:

@@ -16,7 +16,6 @@ from scalify_cli.core.rules.families import (
     opaque,
     passes_through,
     picks,
-    scale_free,
     to_the,
 )
 from scalify_cli.core.scale import Scale
@@ -100,13 +99,6 @@ def gather(equation, operand, indices):
     return [Scaled(jnp.where(outside, data[1], data[0]), scale)]
 
 
-def top_k(equation, x):
-    """The largest values keep their scale; their indices are integers."""
-    x = promote(x)
-    values, indices = bind(equation, [x.data])
-    return [x.with_data(values), indices]
-
-
 _SCATTER = {
     p.scatter_p: lax.scatter,
     p.scatter_add_p: lax.scatter_add,
@@ -127,8 +119,6 @@ RULES = {
 }
 RULES |= dict.fromkeys((p.scatter_add_p, lax.scatter_sub_p), scatter(yielding=False))
 RULES |= dict.fromkeys((p.scatter_max_p, p.scatter_min_p), scatter(yielding=True))
-RULES |= dict.fromkeys((p.top_k_p, p.approx_top_k_p), top_k)
-RULES |= dict.fromkeys((p.argmax_p, p.argmin_p), scale_free)
 RULES |= dict.fromkeys((p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), picks())
 RULES |= dict.fromkeys((p.select_and_scatter_add_p, p.select_and_gather_add_p), follows)
 RULES |= dict.fromkeys(
@@ -139,8 +129,8 @@ RULES |= dict.fromkeys(
     (
         *(p.reshape_p, p.broadcast_in_dim_p, p.transpose_p, p.squeeze_p, p.rev_p, p.slice_p),
         *(p.dynamic_slice_p, p.reduce_max_p, p.reduce_min_p, p.cummax_p, p.cummin_p),
-        *(lax.split_p, lax.unstack_p, lax.tile_p, p.name_p),
-        *(p.reduce_window_max_p, p.reduce_window_min_p),
+        *(lax.split_p, lax.unstack_p, lax.tile_p, p.name_p, p.top_k_p, p.approx_top_k_p),
+        *(p.reduce_window_max_p, p.reduce_window_min_p, p.argmax_p, p.argmin_p),
     ),
     passes_through,
 )
