@@ -15,7 +15,6 @@ import numpy as np
 from jax import lax
 from jax.core import ShapedArray
 from jax.extend import core as jex
-from jax.interpreters import mlir
 
 from scalify_cli.core.dtypes import cast
 from scalify_cli.core.powers import (
@@ -202,18 +201,9 @@ Others are the largest of their operands, then halved (*root 2*) or clamped.
 """
 
 
-def _computed(*values: Any, asked: Request) -> Any:
-    exponents = Exponents()
-    exponents.given |= zip(asked.given, values, strict=True)
-    return exponents.compute([asked])[0]
-
-
 exponent_p = jex.Primitive("exponent")
 """A scale asked for; ``settled`` computes many of them together."""
-exponent_p.def_impl(_computed)
 exponent_p.def_abstract_eval(lambda *_, asked: ShapedArray(asked.shape, asked.dtype))
-mlir.register_lowering(exponent_p, mlir.lower_fun(_computed, multiple_results=False))
-
 
 shift_p = jex.Primitive("shift")
 """Its first operand times a scale asked for; ``settled`` merges it with others."""
