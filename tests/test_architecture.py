@@ -12,10 +12,12 @@ import scalify_cli
 PACKAGE = Path(scalify_cli.__file__).parent
 LEAVES = {"errors", "shipped"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "core": set(),
+    "jaxprs": set(),
+    "scales": {"jaxprs"},
+    "core": {"jaxprs", "scales"},
     "formats": set(),
-    "precision": {"core", "formats"},
-    "numerics": {"core", "formats"},
+    "precision": {"core", "formats", "jaxprs"},
+    "numerics": {"core", "formats", "jaxprs", "scales"},
     "models": set(),
     "data": set(),
     "training": {"core", "formats", "precision", "numerics"},

@@ -12,7 +12,7 @@ import jax
 from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
-from scalify_cli.core.interpreter import RuledPrimitive
+from scalify_cli.core.ruled_primitive import RuledPrimitive
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
 from scalify_cli.core.values import Scaled, enter, leave, promote
 

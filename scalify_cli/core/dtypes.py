@@ -1,18 +1,13 @@
-"""Float dtypes and casts between them; within one trace, nothing is cast twice."""
+"""Float dtypes, and casts between them."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scalify_cli.core.powers import MAX_EXPONENT
-
-_made: ContextVar[dict[Any, Any] | None] = ContextVar("_made", default=None)
+from scalify_cli.jaxprs.tracing import once
 
 
 def is_float(x: Any) -> bool:
@@ -24,13 +19,19 @@ def is_float(x: Any) -> bool:
 @functools.cache
 def is_narrow(dtype: Any) -> bool:
     """Whether a float dtype has fewer exponents than float32, as FP16 and FP8 have."""
-    return jnp.finfo(dtype).maxexp <= MAX_EXPONENT
+    return jnp.finfo(dtype).maxexp < jnp.finfo(jnp.float32).maxexp
 
 
 @functools.cache
 def wide_dtype(dtype: Any) -> Any:
-    """Float32, or a wider float as it is: what narrow data is computed in."""
+    """Float32, or a wider float as it is."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+@functools.cache
+def register_dtype(dtype: Any) -> Any:
+    """What values of a dtype are computed in: one with float32's range at least."""
+    return wide_dtype(dtype) if is_narrow(dtype) else jnp.dtype(dtype)
 
 
 def cast(x: Any, dtype: Any) -> Any:
@@ -40,23 +41,3 @@ def cast(x: Any, dtype: Any) -> Any:
     if not isinstance(x, jax.Array):
         return x.astype(dtype)
     return once(x, jnp.dtype(dtype), lambda: lax.convert_element_type(x, dtype))
-
-
-@contextmanager
-def made_once() -> Iterator[None]:
-    """Within one trace, what several equations make of the same array is made for the first."""
-    token = _made.set({})
-    try:
-        yield
-    finally:
-        _made.reset(token)
-
-
-def once(x: Any, key: Any, make: Callable[[], Any]) -> Any:
-    """What is made of x; the same again for the same key."""
-    made = _made.get()
-    if made is None:
-        return make()
-    if (id(x), key) not in made:
-        made[id(x), key] = x, make()  # x too, so that no other has its id
-    return made[id(x), key][1]

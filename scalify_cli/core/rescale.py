@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
-from scalify_cli.core.dtypes import wide_dtype
-from scalify_cli.core.interpreter import marker
-from scalify_cli.core.powers import MIN_EXPONENT, exp2, log2_floor
-from scalify_cli.core.scale import Scale
-from scalify_cli.core.values import Scaled, promote
+from scalify_cli.core.dtypes import cast, wide_dtype
+from scalify_cli.core.ruled_primitive import marker
+from scalify_cli.core.values import Scaled
+from scalify_cli.scales.powers import MIN_EXPONENT, exp2, log2_floor
+from scalify_cli.scales.scale import Scale
 
 NORMS = {
     "l2": lambda x: jnp.sqrt(jnp.mean(jnp.square(x))),
@@ -52,16 +52,14 @@ rescale_cotangent.defvjp(
 
 
 def _rule(equation: Any, x: Any) -> list[Any]:
-    x = promote(x)
     if x.scale is None:
         return [x]
-    wide = x.data.astype(wide_dtype(x.dtype))
+    wide = cast(x.data, wide_dtype(x.dtype))
     size = NORMS[equation.params["norm"]](wide)
-    change = log2_floor(size) - equation.params["headroom"]
-    change = jnp.where(jnp.isfinite(size), jnp.clip(change, MIN_EXPONENT, -MIN_EXPONENT), 0)
+    change = jnp.clip(log2_floor(size) - equation.params["headroom"], MIN_EXPONENT, -MIN_EXPONENT)
+    change = jnp.where(jnp.isfinite(size), change, 0)
     change = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
-    data = (wide * exp2(-change)).astype(x.dtype)
-    return [Scaled(data, x.scale * Scale.unknown(change))]
+    return [Scaled(wide * exp2(-change), x.scale * Scale.unknown(change), dtype=x.dtype)]
 
 
 rescale_p = marker("rescale", _rule)

@@ -4,6 +4,7 @@ The source is Scalify (arXiv 2407.17353), section 2. The scale is held in float3
 scales overflow after a few layers, and is a power of two because other scales cost accuracy.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import numpy as np
 from jax.core import Tracer
 
 from scalify_cli.core.dtypes import is_float, is_narrow, wide_dtype
-from scalify_cli.core.powers import MIN_EXPONENT, SMALL_EXPONENT, exp2, log2_floor
+from scalify_cli.scales.powers import exp2, log2_floor
 
 SMALLEST_SCALE = 2.0**-126
+_SCALE_OF_WIDE_ZEROS = 2.0**-40  # far below others, but not so far that 1/0 crowds them out
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -35,21 +37,10 @@ class ScaledArray:
         self.data = data
         self.scale = scale if isinstance(scale, Tracer) else _power_of_two(scale)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return jnp.shape(self.data)
-
-    @property
-    def dtype(self) -> Any:
-        return self.data.dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape))
+    shape = property(lambda self: jnp.shape(self.data))
+    dtype = property(lambda self: self.data.dtype)
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: math.prod(self.shape))
 
     def __repr__(self) -> str:
         return f"ScaledArray(data={self.data!r}, scale={self.scale!r})"
@@ -60,9 +51,6 @@ class ScaledArray:
     def tree_flatten_with_keys(self):
         key = jax.tree_util.GetAttrKey
         return ((key("data"), self.data), (key("scale"), self.scale)), None
-
-    def tree_flatten(self):
-        return (self.data, self.scale), None
 
     @classmethod
     def tree_unflatten(cls, _, children) -> "ScaledArray":
@@ -116,12 +104,9 @@ def _scale_of(x: jax.Array) -> float:
     if isinstance(x, Tracer) or x.size == 0:
         return 1.0
     unit, relative = (float(y) for y in _root_mean_square(x))
-    return _scale_of_zeros(x.dtype) if relative == 0 else _floor_power_of_two(unit * relative)
-
-
-def _scale_of_zeros(dtype: Any) -> float:
-    """Far below others; where data has float32's range, not so far that 1/0 crowds them out."""
-    return SMALLEST_SCALE if is_narrow(dtype) else 2.0**SMALL_EXPONENT
+    if relative == 0:
+        return SMALLEST_SCALE if is_narrow(x.dtype) else _SCALE_OF_WIDE_ZEROS
+    return _floor_power_of_two(unit * relative)
 
 
 @jax.jit
@@ -129,7 +114,7 @@ def _root_mean_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A power of two near the largest value, and the finite values' root mean square in it."""
     finite = jnp.isfinite(x)
     wide = jnp.where(finite, x, 0).astype(wide_dtype(x.dtype))
-    exponent = jnp.minimum(log2_floor(jnp.max(jnp.abs(wide))), -MIN_EXPONENT)
+    exponent = log2_floor(jnp.max(jnp.abs(wide)))
     shares = jnp.square(wide * exp2(-exponent).astype(wide.dtype))
     count = jnp.maximum(jnp.sum(finite), 1).astype(wide.dtype)
     return exp2(exponent), jnp.sqrt(jnp.sum(shares) / count)
@@ -144,8 +129,7 @@ def _round_down(scale: Any) -> Any:
 
 
 def _floor_power_of_two(x: float) -> float:
-    exponent = int(np.frexp(x)[1]) - 1
-    return 2.0 ** min(max(exponent, -126), 126)
+    return 2.0 ** min(max(math.frexp(x)[1] - 1, -126), 126)
 
 
 def _plain(x: Any, dtype: Any) -> Any:

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching
 
-from scalify_cli.core.interpreter import marker
-from scalify_cli.core.powers import MIN_EXPONENT
-from scalify_cli.core.values import Scaled, promote
+from scalify_cli.core.ruled_primitive import marker
+from scalify_cli.core.values import Scaled, promote, stored
+from scalify_cli.scales.powers import MIN_EXPONENT
 
 
 def tap(x: Any, name: str, rounded: Any = None, format: str = "") -> Any:
@@ -25,7 +25,7 @@ def tap(x: Any, name: str, rounded: Any = None, format: str = "") -> Any:
 
 
 def _rule(equation: Any, rounded: Any, x: Any, exponent: Any) -> list[Any]:
-    rounded, x = promote(rounded), promote(x)
+    rounded, x = stored(promote(rounded)), stored(promote(x))
     exponent = MIN_EXPONENT if x.scale is None else x.scale.exponent()
     data = tap_p.bind(rounded.data, x.data, jnp.asarray(exponent, jnp.int32), **equation.params)
     return [Scaled(data, rounded.scale)]

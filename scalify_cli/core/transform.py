@@ -14,8 +14,25 @@ from jax.core import Tracer
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.dtypes import is_float, once
-from scalify_cli.core.interpreter import (
+from scalify_cli.core.dtypes import is_float, is_narrow
+from scalify_cli.core.fusion import fused
+from scalify_cli.core.rules import RULES
+from scalify_cli.core.rules.control import CALLS, LOOPS
+from scalify_cli.core.rules.families import fallback
+from scalify_cli.core.scaled_array import ScaledArray, is_scaled
+from scalify_cli.core.values import (
+    Scaled,
+    Uniform,
+    constant,
+    enter,
+    held,
+    leave,
+    plain,
+    promote,
+    register,
+    stored,
+)
+from scalify_cli.jaxprs.interpreter import (
     Apply,
     Program,
     bind,
@@ -23,14 +40,8 @@ from scalify_cli.core.interpreter import (
     is_variable,
     trace_call,
 )
-from scalify_cli.core.literals import true_literals
-from scalify_cli.core.rules import RULES
-from scalify_cli.core.rules.control import CALLS, LOOPS, unstacked
-from scalify_cli.core.rules.families import fallback
-from scalify_cli.core.rules.patterns import Patterns
-from scalify_cli.core.scaled_array import is_scaled
-from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Scaled, Uniform, bounded, constant, enter, leave, plain
+from scalify_cli.jaxprs.literals import true_literals
+from scalify_cli.scales.settle import settled
 
 Watch = Callable[[Apply], Apply]
 _CONTROL = {*CALLS.values(), *LOOPS.values()}
@@ -39,15 +50,17 @@ _KEEPS_VALUE = {
     *(p.convert_element_type_p, p.stop_gradient_p, p.sharding_constraint_p),
     "reshard",  # under a mesh, the cotangent that a gradient begins with is one
 }
-_FOLDS = {p.integer_pow_p, p.rsqrt_p, p.pow_p, p.exp_p, p.log_p}
-_FOLDS_EXACTLY: dict[Any, Callable] = {
+_FOLDS: dict[Any, Callable] = {
     **{p.add_p: np.add, p.sub_p: np.subtract, p.mul_p: np.multiply, p.div_p: np.divide},
     **{p.neg_p: np.negative, p.max_p: np.maximum, p.min_p: np.minimum},
-    **{p.square_p: np.square, p.sqrt_p: np.sqrt},
+    **{p.square_p: np.square, p.sqrt_p: np.sqrt, p.rsqrt_p: lambda x: 1 / np.sqrt(x)},
+    **{p.pow_p: np.power, p.integer_pow_p: np.power, p.exp_p: np.exp, p.log_p: np.log},
 }
-"""IEEE 754 leaves no choice of the result; NumPy has it without compiling anything."""
-
-
+"""Functions of numbers known while tracing; NumPy has them without compiling anything."""
+_TAKES_SCALARS = {
+    *(p.mul_p, p.div_p, p.add_p, p.sub_p, p.max_p, p.min_p, p.rem_p, p.clamp_p),
+    *(p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
+}
 _TAKES_SCALE = {p.mul_p, p.div_p, p.select_n_p}
 """Where an array meets a known number: a cotangent's 1/N must not be lost to a narrow dtype."""
 
@@ -71,7 +84,7 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
         with _no_collection():
-            program = trace_call(f, args, kwargs)
+            program = trace_call(f, args, kwargs, is_scaled)
             if any(is_scaled(x) for x in program.arguments):
                 return program.rebuild(propagate(program, rules))
         return f(*args, **kwargs)
@@ -82,17 +95,19 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
 def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: apply) -> list[Any]:
     """The results of a traced call, ``ScaledArray`` where scaled; ``watch`` as in ``run``."""
     exact = true_literals(program.trace, program.closed)
-    entered = [enter(x) for x in program.arguments]
-    known = [isinstance(x, Scaled) and x.scale is not None and x.scale.static for x in entered]
+    static = [x.scale if _has_known_scale(x) else None for x in program.arguments]
 
     def evaluated(arguments: list[Any]) -> list[Any]:
-        pairs = zip(arguments, entered, known, strict=True)
-        values = [old.with_data(x) if static else enter(x) for x, old, static in pairs]
-        returned = frozenset(filter(is_variable, program.closed.jaxpr.outvars))
-        return [leave(x) for x in run(program.closed, values, rules, exact, watch, returned)]
+        pairs = zip(arguments, static, strict=True)
+        values = [enter(x if s is None else ScaledArray(x, s)) for x, s in pairs]
+        return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
-    pairs = zip(program.arguments, known, strict=True)
-    return settled(evaluated)([x.data if static else x for x, static in pairs])
+    pairs = zip(program.arguments, static, strict=True)
+    return settled(evaluated)([x if s is None else x.data for x, s in pairs])
+
+
+def _has_known_scale(x: Any) -> bool:
+    return is_scaled(x) and not isinstance(x.scale, Tracer)
 
 
 @contextmanager
@@ -113,49 +128,62 @@ def run(
     rules: Mapping,
     exact: Mapping[int, float] = MappingProxyType({}),
     watch: Watch = lambda apply: apply,
-    returned: frozenset = frozenset(),
+    called: bool = False,
 ) -> list[Any]:
     """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values.
 
     Args:
         exact: unrounded values of literals, by their ``id``.
         watch: may wrap what computes each equation, those of inner programs too.
-        returned: variables that must leave at a scale that float32 holds, and so have one at once.
+        called: whether what narrow results are stored in is up to the caller.
     """
 
     def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-        return run(jaxpr, operands, rules, exact, watch)
+        return run(jaxpr, operands, rules, exact, watch, called=True)
 
     def literal(atom: jex.Literal) -> Any:
         value = constant(atom.val)
         return replace(value, value=exact[id(atom)]) if id(atom) in exact else value
 
-    patterns = Patterns.of(closed.jaxpr)
+    passing = fused(closed.jaxpr)
+    returned = set(filter(is_variable, closed.jaxpr.outvars))
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
-        inputs = patterns.guarded(equation, patterns.widened(equation, operands))
-        outputs = patterns.gated(equation, _apply(equation, inputs, rules, inner))
-        if not returned.isdisjoint(equation.outvars):
-            outputs = list(map(_ready, outputs))
-        return patterns.narrowed(equation, outputs)
+        rule = rule_for(equation, operands, rules)
+        if rule in _CONTROL:
+            outputs = rule(equation, *operands, run=inner)
+        elif rule is getattr(equation.primitive, "scale_rule", None):
+            outputs = rule(equation, *(stored(x) if isinstance(x, Scaled) else x for x in operands))
+        elif rule in _UNSCALED:
+            outputs = rule(equation, *operands)
+        else:
+            fuses = not passing.isdisjoint(equation.outvars)
+            outputs = rule(equation, *_promoted(equation, operands, fuses))
+        return list(map(finished, equation.outvars, _as_loose_as(operands, outputs)))
+
+    def finished(variable: jex.Var, x: Any) -> Any:
+        if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
+            return x
+        if variable not in returned:
+            return stored(x)
+        return x if called else stored(held(x))
 
     consts = [constant(x) for x in closed.consts]
-    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal, patterns.read)
+    return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal)
 
 
-def _ready(x: Any) -> Any:
-    """x as it can leave, if it is a scaled value that will."""
-    scaled = isinstance(x, Scaled) and x.scale and not (x.loose or x.stacked)
-    return bounded(x) if scaled else x
+def _promoted(equation: Any, operands: Sequence[Any], fuses: bool) -> list[Any]:
+    """The operands, floats as ``Scaled``; known numbers are scalars beside an array where the
+    primitive takes them.
 
-
-def _apply(
-    equation: Any, operands: Sequence[Any], rules: Mapping, inner: Callable
-) -> Sequence[Any]:
-    rule = rule_for(equation, operands, rules)
-    if rule in _CONTROL:
-        return _as_loose_as(operands, rule(equation, *operands, run=inner))
-    return _as_loose_as(operands, rule(equation, *map(unstacked, operands)))
+    Args:
+        fuses: whether narrow ones come in float32.
+    """
+    shape = equation.outvars[0].aval.shape if equation.outvars else ()
+    arrays = [x for x in operands if not isinstance(x, Uniform) and np.shape(x) == shape]
+    whole = not (arrays and equation.primitive in _TAKES_SCALARS)
+    values = [promote(x, whole) if is_float(x) else x for x in operands]
+    return [x.with_data(register(x)) if fuses and isinstance(x, Scaled) else x for x in values]
 
 
 def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable:
@@ -177,21 +205,11 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
-    if equation.primitive is p.convert_element_type_p and np.ndim(operands[0]) == 0:
-        return _cast_scalar(equation, operands[0])
-    return bind(equation, [plain(x) for x in operands])
-
-
-def _cast_scalar(equation: Any, x: Any) -> list[Any]:
-    """A known number stays known; an optimizer casts another for each parameter anew."""
-    aval = equation.outvars[0].aval
-    if _is_known_number(x) and (is_float(aval) or not is_float(x)):
-        return [constant(np.asarray(x).astype(aval.dtype))]
-    return once(x, aval, lambda: bind(equation, [plain(x)]))
-
-
-def _is_known_number(x: Any) -> bool:
-    return not isinstance(x, (Tracer, jax.Array)) and np.ndim(x) == 0
+    """On true values; a known number stays known in another dtype."""
+    casts = equation.primitive is p.convert_element_type_p
+    if casts and not isinstance(operands[0], jax.Array) and np.ndim(operands[0]) == 0:
+        return [constant(np.asarray(operands[0]).astype(equation.params["new_dtype"]))]
+    return bind(equation, list(map(plain, operands)))
 
 
 def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
@@ -203,17 +221,17 @@ def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[An
 
 def _uniform(equation: Any, *operands: Uniform) -> list[Any]:
     """Numbers known while tracing are folded while tracing."""
-    aval = equation.outvars[0].aval
-    primitive = equation.primitive
-    if (primitive in _KEEPS_VALUE or primitive.name in _KEEPS_VALUE) and is_float(aval):
+    aval, primitive = equation.outvars[0].aval, equation.primitive
+    if {primitive, primitive.name} & _KEEPS_VALUE and is_float(aval):
         return [Uniform.like(aval, operands[0].value)]
-    if primitive in _FOLDS_EXACTLY:
-        numbers = [np.float32(x.value) for x in operands]
-        with np.errstate(all="ignore"):
-            value = _FOLDS_EXACTLY[primitive](*numbers)
-        return [Uniform.like(aval, float(value))]
-    if primitive in _FOLDS:
-        with jax.ensure_compile_time_eval():
-            value = bind(equation, [np.float32(x.value) for x in operands])[0]
-        return [Uniform.like(aval, float(value))]
-    return bind(equation, [x.array() for x in operands])
+    if primitive not in _FOLDS:
+        return bind(equation, list(map(plain, operands)))
+    numbers = [np.float32(x.value) for x in operands]
+    if primitive is p.integer_pow_p:
+        numbers.append(np.float32(equation.params["y"]))
+    with np.errstate(all="ignore"):
+        return [Uniform.like(aval, float(_FOLDS[primitive](*numbers)))]
+
+
+_UNSCALED = {_uniform, _unscaled}
+"""Rules of values that have no scale."""

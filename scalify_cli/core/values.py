@@ -1,52 +1,64 @@
 """What flows along the edges of a jaxpr under ``scalify``.
 
-* ``Scaled``: data and a scale. ``scale=None`` is *any scale*: zeros, infinities, NaN.
-* ``Uniform``: one number repeated, known while tracing; it is split into mantissa and power of two
-  only where it meets a scaled value, so nothing is lost to a 16-bit dtype.
+* ``Scaled``: data, the scale that propagation gives it, and the unit that the data is in now.
+* ``Uniform``: one number repeated, known while tracing, so that no 16-bit dtype rounds it away.
 * everything else: plain arrays, integers, keys.
+
+Scale and unit are the same where data is stored: in an argument, in a result, in a narrow dtype
+between two matmuls. In arithmetic they need not be: a dtype with float32's range needs no scale to
+add x at 2**5 and y at 2**-9, so both are multiplied by their units, as plain JAX has them, and the
+sum is brought to the larger scale if it is stored. Narrow dtypes compute in float32 meanwhile.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from scalify_cli.core.dtypes import cast, is_float, is_narrow, once, wide_dtype
-from scalify_cli.core.powers import MAX_EXPONENT, MIN_EXPONENT, exp2_once, power_below
-from scalify_cli.core.scale import ONE, Relation, Scale, maximum, minimum
+from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import ScaledArray
+from scalify_cli.jaxprs.tracing import once
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, log2_floor
+from scalify_cli.scales.scale import ONE, Scale
 
-_HEADROOM = 7  # binades that values of a narrow dtype give up to a known number beside them
+_NEAR = 16  # binades from 1 of a known unit that sums may be in
+_HIGHEST = 96  # log2 of a product's scale in a wide dtype: values near 1 are normal numbers there
+_OF_WIDE_ZEROS = np.int32(-40)  # far below others, but not so far that 1/0 crowds them out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scaled:
-    """The value ``data * scale`` inside a trace. ``scale=None``: only zeros, infinities or NaN.
+    """The value ``data * unit``, which ``scale`` fits; data at its scale unless a unit is given.
 
-    ``stacked``: where the scales of a loop's outputs are that have one an iteration; they are
-    brought to one scale only when something else than a loop reads them.
-
-    ``loose``: made of plain arrays and known numbers only; it leaves the program as a plain array.
+    Args:
+        data: in its dtype, or where that is narrow in float32.
+        scale: None is *any scale*: zeros, infinities and NaN, whose unit does not matter either.
+        dtype: of the value.
+        loose: whether it is made of plain arrays only, and leaves the program as a plain array.
+        role: what products make of it (``rules/families.py``); none if it is empty.
+        number: what it repeats, if that is known while tracing.
     """
 
     data: Any
     scale: Scale | None
-    stacked: "Column | None" = None
+    unit: Scale = None  # type: ignore[assignment]
+    dtype: Any = None
     loose: bool = False
+    role: str = ""
+    number: float | None = None
+
+    def __post_init__(self):
+        self.unit = (self.scale or ONE) if self.unit is None else self.unit
+        self.dtype = self.data.dtype if self.dtype is None else self.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         return jnp.shape(self.data)
-
-    @property
-    def dtype(self) -> Any:
-        return self.data.dtype
 
     def with_data(self, data: Any) -> "Scaled":
         return replace(self, data=data)
@@ -70,65 +82,24 @@ class Uniform:
         return Uniform(value, aval.shape, aval.dtype, aval.sharding)
 
     @property
-    def any_scale(self) -> bool:
-        return self.value == 0 or not math.isfinite(self.value)
+    def scale(self) -> Scale | None:
+        """The power of two at or below it; any scale for zero, infinities and NaN."""
+        known = self.value != 0 and math.isfinite(self.value)
+        return Scale(math.frexp(self.value)[1] - 1) if known else None
 
-    def as_mask(self) -> "Uniform":
-        """A number beyond its dtype, such as -1e30 in FP16, is the infinity it is in plain JAX."""
-        beyond = abs(self.value) > float(jnp.finfo(self.dtype).max)
-        return replace(self, value=math.copysign(math.inf, self.value)) if beyond else self
+    def array(self, dtype: Any = None) -> Any:
+        return lax.full(self.shape, self.value, dtype or self.dtype, sharding=self.sharding)
 
-    def scale_beside(self, scale: "Scale | None") -> "Scale | None":
-        """The least scale for this number among values of a scale, which it must not crowd out."""
-        _, own = self.split()
-        if own is None or scale is None:
-            return own
-        lowest = own.constant - _top(self.dtype)
-        wanted = max(min(own.constant, 0), lowest)
-        if not is_narrow(self.dtype) or wanted == lowest:
-            return Scale(wanted)
-        return maximum([Scale(lowest), minimum([Scale(wanted), scale.shifted(_HEADROOM)])])
+    def scalar(self) -> Any:
+        """It in the place of an array that it meets elementwise."""
+        tracked = self.sharding is not None and not self.sharding.mesh.empty
+        dtype = register_dtype(self.dtype)
+        return self.array(dtype) if tracked else np.asarray(self.value, dtype)
 
-    def data_at(self, scale: "Scale | None") -> Any:
-        """Its data at a scale; rounding never makes it zero, so that it still guards a division."""
-        mantissa, own = self.split()
-        if own is None or scale is None or own == scale:
-            return self.filled(mantissa)
-        ratio = own / scale
-        value, least = ratio.factor(mantissa), math.copysign(_least(self.dtype), mantissa)
-        if not ratio.static:
-            narrow = is_narrow(self.dtype)
-            larger = lax.max if mantissa > 0 else lax.min
-            value = larger(value, np.float32(least)) if narrow else value
-        elif abs(value) > float(jnp.finfo(self.dtype).max):
-            value = math.copysign(math.inf, mantissa)
-        else:
-            value = max(value, least) if mantissa > 0 else min(value, least)
-        return self.filled(value)
-
-    def array(self) -> Any:
-        return self.filled(self.value)
-
-    def filled(self, value: Any, dtype: Any = None) -> Any:
-        """Another number in its place."""
-        return lax.full(self.shape, value, dtype or self.dtype, sharding=self.sharding)
-
-    def repeated(self, length: int) -> "Uniform":
-        """Some of it, stacked."""
-        sharding = self.sharding and self.sharding.update(spec=(None, *self.sharding.spec))
-        return replace(self, shape=(length, *self.shape), sharding=sharding)
-
-    def row(self) -> "Uniform":
-        """One of its rows."""
-        sharding = self.sharding and self.sharding.update(spec=self.sharding.spec[1:])
-        return replace(self, shape=self.shape[1:], sharding=sharding)
-
-    def split(self) -> "tuple[float, Scale | None]":
-        """``(mantissa, scale)`` with 1 <= |mantissa| < 2."""
-        if self.any_scale:
-            return self.value, None
-        mantissa, exponent = math.frexp(self.value)
-        return mantissa * 2, Scale(exponent - 1)
+    def of_shape(self, shape: tuple[int, ...], *spec: Any) -> "Uniform":
+        """One of the same number; ``spec`` is what its sharding becomes."""
+        sharding = self.sharding and self.sharding.update(spec=spec)
+        return replace(self, shape=shape, sharding=sharding)
 
 
 def enter(x: Any) -> Any:
@@ -136,27 +107,27 @@ def enter(x: Any) -> Any:
     if not isinstance(x, ScaledArray):
         return x
     if isinstance(x.scale, Tracer):
-        return Scaled(x.data, Scale.unknown(x.scale))
+        return Scaled(x.data, Scale.unknown(lax.stop_gradient(x.scale)))
     return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
 
 
 def leave(x: Any) -> Any:
     """A result of the transform: ``Scaled`` becomes ``ScaledArray``, the rest plain arrays."""
-    if isinstance(x, Uniform):
-        return x.array()
-    if not isinstance(x, Scaled):
-        return x
-    if x.loose:
+    if not isinstance(x, Scaled) or x.loose:
         return plain(x)
-    x = bounded(unstack(x))
-    return ScaledArray.tree_unflatten(None, (x.data, jnp.float32(x.scale.factor())))
+    x = held(x)
+    factor = (x.scale or Scale(MIN_EXPONENT)).factor()
+    if x.scale is None or x.unit != ONE or x.scale.static:
+        data = stored(x).data
+    else:  # what leaves is what divides: it is not asked for twice
+        data = cast(lax.div(register(x), cast(factor, register_dtype(x.dtype))), x.dtype)
+    return ScaledArray.tree_unflatten(None, (data, jnp.float32(factor)))
 
 
-def bounded(x: Scaled) -> Any:
-    """x at a scale that float32 holds: what lies beyond goes back into the data."""
-    scale = Scale(MIN_EXPONENT) if x.scale is None else x.scale
-    held = scale if scale.given is not None else scale.clamped()
-    return Scaled(x.data if held == scale else times(x.data, scale / held), held)
+def held(x: Scaled) -> Scaled:
+    """x with a scale that float32 holds."""
+    highest = MAX_EXPONENT if is_narrow(x.dtype) else _HIGHEST
+    return replace(x, scale=x.scale and x.scale.clamped(highest))
 
 
 def constant(x: Any) -> Any:
@@ -166,141 +137,79 @@ def constant(x: Any) -> Any:
     return Uniform(float(np.asarray(x, np.float64).reshape(())), np.shape(x), jnp.result_type(x))
 
 
-def plain(x: Any) -> Any:
-    """The true values, in x's dtype."""
+def promote(x: Any, whole: bool = True) -> Scaled:
+    """Any float value as ``Scaled``. A scalar's scale is its own power of two; arrays get 1.
+
+    Args:
+        whole: whether a known number must be a whole array.
+    """
+    if isinstance(x, Scaled):
+        return x
     if isinstance(x, Uniform):
-        return x.array()
-    return cast(true_values(x), x.dtype) if isinstance(x, Scaled) else x
+        data = x.array(register_dtype(x.dtype)) if whole else x.scalar()
+        return Scaled(data, x.scale, ONE, x.dtype, number=x.value)
+    if np.size(x) != 1:
+        return Scaled(x, ONE)
+    exponent = once(x, "scale", lambda: log2_floor(cast(x, jnp.float32).reshape(())))
+    return Scaled(x, once(x, "unknown", lambda: Scale.unknown(exponent)), ONE)
+
+
+def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
+    """Values at the power of two at or below their largest finite magnitude."""
+
+    def largest() -> Any:
+        sizes = lax.select(lax.is_finite(data), lax.abs(data), lax.full_like(data, 0))
+        exponent = log2_floor(cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32))
+        return Scale.unknown(exponent if is_narrow(dtype) else lax.max(exponent, _OF_WIDE_ZEROS))
+
+    return Scaled(data, once(data, "measured", largest) * unit, unit, dtype)
+
+
+def register(x: Scaled) -> Any:
+    """x's data in the dtype that its arithmetic is done in."""
+    return cast(x.data, register_dtype(x.dtype))
+
+
+def at(x: Scaled, unit: Scale, dtype: Any = None) -> Any:
+    """x's data in another unit, in the dtype of its arithmetic or a given one."""
+    data = register(x) if dtype is None else cast(x.data, dtype)
+    return data if x.scale is None else times(data, x.unit / unit)
+
+
+def times(data: Any, scale: Scale) -> Any:
+    """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
+    if scale == ONE:
+        return data
+    if scale.static:
+        return lax.mul(data, np.asarray(scale.factor(), data.dtype))
+    return once(data, scale, lambda: lax.mul(data, cast(scale.factor(), data.dtype)))
+
+
+def stored(x: Scaled) -> Scaled:
+    """x in its own dtype, at its scale."""
+    unit = x.scale or ONE
+    if x.unit == unit and x.data.dtype == x.dtype:
+        return x
+    return replace(x, data=cast(at(x, unit), x.dtype), unit=unit)
 
 
 def true_values(x: Any) -> Any:
     """The true values in float32 (float64 stays): what an opaque function is applied to."""
+    return at(x, ONE, wide_dtype(x.dtype)) if isinstance(x, Scaled) else x
+
+
+def plain(x: Any) -> Any:
+    """The true values, in x's dtype."""
     if isinstance(x, Uniform):
-        return x.filled(x.value, wide_dtype(x.dtype))
-    if not isinstance(x, Scaled):
-        return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
-    x = unstack(x)
-    return times(cast(x.data, wide_dtype(x.dtype)), x.scale)
+        return x.array()
+    return cast(at(x, ONE), x.dtype) if isinstance(x, Scaled) else x
 
 
-def promote(x: Any) -> Scaled:
-    """Any float value as ``Scaled``. A scalar gives its exponent to the scale; arrays get 1."""
-    if isinstance(x, Scaled):
-        return unstack(x)
-    if isinstance(x, Uniform):
-        mantissa, scale = x.split()
-        return Scaled(x.filled(mantissa), scale)
-    if np.size(x) != 1:
-        return Scaled(x, ONE)
-    return once(x, "split", lambda: _split(x))
-
-
-def _split(x: Any) -> Scaled:
-    wide = cast(x, wide_dtype(x.dtype))
-    power = power_below(cast(wide, jnp.float32).reshape(()))
-    data = cast(lax.div(wide, cast(power, wide.dtype)), x.dtype)  # not repeated by XLA
-    return Scaled(data, Scale.unknown(power))
-
-
-def times(data: Any, scale: Scale | None) -> Any:
-    """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
-    if scale is None or scale == ONE:
-        return data
-    normal = -int(jnp.finfo(data.dtype).minexp)
-    if is_narrow(data.dtype) and not (scale.static and abs(scale.constant) <= normal):
-        return cast(times(cast(data, jnp.float32), scale), data.dtype)
-    if scale.static:
-        return lax.mul(data, np.asarray(scale.factor(), data.dtype))
-    if scale.given is None:
-        return scale.applied(data)
-    return lax.mul(data, cast(lax.stop_gradient(scale.factor()), data.dtype))
-
-
-def _top(dtype: Any) -> int:
-    """The exponent of a dtype's largest number, or of float32's."""
-    return min(int(jnp.finfo(dtype).maxexp) - 1, MAX_EXPONENT)
-
-
-def _least(dtype: Any) -> float:
-    """The smallest number that a machine keeps in arithmetic of a dtype."""
-    info = jnp.finfo(dtype)
-    return float(info.smallest_subnormal if is_narrow(dtype) else info.tiny)
-
-
-def at_scale(x: Any, scale: Scale | None) -> Any:
-    """x's data expressed at another scale."""
-    if isinstance(x, Uniform):
-        return x.data_at(scale)
-    if not isinstance(x, Scaled):
-        return x
-    if x.scale is None or scale is None:
-        return x.data
-    return times(x.data, x.scale / scale)
-
-
-def product_scale(x: Scaled, y: Scaled) -> Scale | None:
-    """The scale of a product; any scale if one factor has any."""
-    return None if x.scale is None or y.scale is None else x.scale * y.scale
-
-
-def chosen(scales: Sequence[Scale | None], choose: Any = maximum) -> Scale | None:
-    """The largest, or another choice, of the scales that are not any scale."""
-    known = [scale for scale in scales if scale is not None]
-    return choose(known) if known else None
-
-
-class Stack:
-    """Int32 exponents [length, count] of a loop's outputs, from which their scales follow."""
-
-    def __init__(self, elements: Any, relations: Sequence[Relation]):
-        self.elements, self.relations = elements, relations
-
-    @cached_property
-    def exponents(self) -> Any:
-        """One an iteration for each output, [length, output]."""
-        matrix = np.zeros((self.elements.shape[1], len(self.relations)), np.int32)
-        for column, relation in enumerate(self.relations):
-            for i, n in relation.terms:
-                matrix[i, column] = n
-        constants = np.array([relation.constant for relation in self.relations], np.int32)
-        return lax.dot(self.elements, matrix) + constants[None]
-
-    @cached_property
-    def largest(self) -> list[Scale]:
-        """The scale that each output has as a whole."""
-        return Scale.elements(self._largest)
-
-    @cached_property
-    def _largest(self) -> Any:
-        largest = jnp.max(self.exponents, 0, initial=MIN_EXPONENT)
-        return lax.clamp(np.int32(MIN_EXPONENT), largest, np.int32(MAX_EXPONENT))
-
-    @cached_property
-    def factors(self) -> Any:
-        """What brings each iteration to it, [length, output]."""
-        return exp2_once(self.exponents - self._largest[None])
-
-
-class Column(NamedTuple):
-    """One output's part of a ``Stack``."""
-
-    stack: Stack
-    index: int
-
-    @property
-    def relation(self) -> Relation:
-        return self.stack.relations[self.index]
-
-    @property
-    def exponents(self) -> Any:
-        return self.stack.exponents[:, self.index]
-
-
-def unstack(x: Scaled) -> Scaled:
-    """One scale for a loop's stacked outputs: the largest."""
-    if x.stacked is None:
-        return x
-    stack, index = x.stacked
-    factors = lax.broadcast_in_dim(stack.factors[:, index], x.shape, (0,))
-    data = cast(lax.mul(cast(x.data, jnp.float32), factors), x.dtype)
-    return Scaled(data, stack.largest[index])
+def aligned(values: Sequence[Scaled]) -> tuple[list[Any], Scale]:
+    """The data of all in one unit, and that: theirs if it is one, else the largest near 1, or 1."""
+    units = list(dict.fromkeys(x.unit for x in values if x.scale is not None))
+    if len(units) > 1 and all(x.static for x in units):
+        units = [max(units, key=lambda x: x.constant)]
+        units = units if abs(units[0].constant) <= _NEAR else []
+    unit = units[0] if len(units) == 1 else ONE
+    return [at(x, unit) for x in values], unit

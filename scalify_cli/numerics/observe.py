@@ -13,7 +13,8 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import tap_p
-from scalify_cli.core.interpreter import CALLED_JAXPR, bind, evaluate, scan_again, trace_call
+from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_again
+from scalify_cli.jaxprs.interpreter import bind, evaluate, trace_call
 from scalify_cli.numerics.statistics import Pool, Statistics, Tap, measure, statistics
 
 POOLED = 1 << 22
@@ -73,7 +74,7 @@ def observe(f: Callable) -> Callable:
 
     @functools.wraps(f)
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Observed]:
-        program = trace_call(f, args, kwargs, whole=False)
+        program = trace_call(f, args, kwargs)
         seen = Observed()
         outputs = _run(program.closed, program.arguments, seen)
         seen.measure()

@@ -13,7 +13,8 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 from jax.interpreters import batching, mlir
 
-from scalify_cli.core.interpreter import bind, evaluate, scan_counts
+from scalify_cli.jaxprs.calls import scan_counts
+from scalify_cli.jaxprs.interpreter import bind, evaluate
 
 
 def probe(see: Callable, data: Any, *details: Any) -> Any:

@@ -17,11 +17,12 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
-from scalify_cli.core import RULES
-from scalify_cli.core.interpreter import Apply, scope_of, trace_call
+from scalify_cli.core import RULES, is_scaled
 from scalify_cli.core.transform import propagate, rule_for
-from scalify_cli.core.values import Scaled
+from scalify_cli.core.values import Scaled, at
+from scalify_cli.jaxprs.interpreter import Apply, scope_of, trace_call
 from scalify_cli.numerics.probe import evaluate_probed, probe
+from scalify_cli.scales.scale import ONE
 
 _FOREIGN = tuple(
     f"{folder}{os.sep}"
@@ -117,7 +118,7 @@ def trace(f: Callable, *args: Any, **kwargs: Any) -> Trace:
     def run(arrays: Sequence[Any]) -> list[Any]:
         full = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
         inner_args, inner_kwargs = jax.tree.unflatten(structure, full.values())
-        program = trace_call(f, inner_args, inner_kwargs)
+        program = trace_call(f, inner_args, inner_kwargs, is_scaled)
         return propagate(program, RULES, recorder.watch)
 
     arrays = [leaves[i] for i in dynamic]
@@ -139,18 +140,19 @@ class _Output:
 
     def probed(self, x: Scaled) -> Scaled:
         """x, with its scale noted if it is known and its values watched."""
-        self.kind, exponents = _scale(x)
-        if self.kind == "static":
-            self.exponents = exponents
-        return x.with_data(probe(self.see, x.data, *(exponents if self.kind == "run time" else [])))
+        self.kind = "any" if x.scale is None else "static" if x.scale.static else "run time"
+        exponents = [x.scale.exponent()] if x.scale and not x.scale.static else []
+        if x.scale and x.scale.static:
+            self.exponents = [x.scale.constant]
+        return x.with_data(probe(self.see, x.data, at(x, x.scale or ONE), *exponents))
 
-    def see(self, data: np.ndarray, *exponents: np.ndarray) -> None:
+    def see(self, data: np.ndarray, at_scale: np.ndarray, *exponents: np.ndarray) -> None:
         """What one evaluation computed."""
-        wide = data.astype(np.float64)
+        wide = at_scale.astype(np.float64)
         finite = np.isfinite(wide)
         size = np.sqrt(np.mean(np.square(wide[finite]))) if finite.any() else 0
         self.sizes.append(math.log2(size) if size else -math.inf)
-        self.nonfinite = max(self.nonfinite, int(np.sum(~finite)))
+        self.nonfinite = max(self.nonfinite, int(np.sum(~np.isfinite(data.astype(np.float64)))))
         self.exponents += np.ravel(exponents).astype(int).tolist()
 
     def row(self, node: "_Node") -> Row:
@@ -208,15 +210,6 @@ class _Recorder:
             return results
 
         return watched
-
-
-def _scale(x: Scaled) -> tuple[str, list]:
-    """The kind of x's scale, and its log2."""
-    if x.stacked is not None:
-        return "run time", [x.stacked.exponents]
-    if x.scale is None:
-        return "any", []
-    return "static" if x.scale.static else "run time", [x.scale.exponent()]
 
 
 def _range(values: list) -> tuple | None:

@@ -12,8 +12,8 @@ import jax
 from jax.extend import core as jex
 
 from scalify_cli.core import tap
-from scalify_cli.core.interpreter import bind
 from scalify_cli.formats import saturating_cast
+from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.precision.matmul import Rounding
 
 

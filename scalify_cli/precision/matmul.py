@@ -19,7 +19,7 @@ from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from scalify_cli.core import tap
-from scalify_cli.core.interpreter import RuledPrimitive
+from scalify_cli.core.ruled_primitive import RuledPrimitive
 from scalify_cli.core.rules.matmul import contraction, dot_size
 from scalify_cli.formats import Format, saturating_cast
 

@@ -17,14 +17,8 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import is_float, is_scaled, rescale_cotangent
-from scalify_cli.core.interpreter import (
-    bind,
-    evaluate,
-    scan_again,
-    scope_of,
-    switch_again,
-    trace_call,
-)
+from scalify_cli.jaxprs.calls import scan_again, switch_again
+from scalify_cli.jaxprs.interpreter import bind, evaluate, scope_of, trace_call
 from scalify_cli.precision.convolution import rounded_convolution
 from scalify_cli.precision.matmul import Rounding, rounded_dot, tracked_sharding
 from scalify_cli.precision.norms import norm_inputs
@@ -45,7 +39,7 @@ def with_precision(f: Callable, policy: Policy) -> Callable:
     @functools.wraps(f)
     def rounded(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = jax.tree.map(lambda x: _cast(x, policy), (args, kwargs), is_leaf=is_scaled)
-        program = trace_call(f, args, kwargs)
+        program = trace_call(f, args, kwargs, is_scaled)
         return program.rebuild(_Transform(policy).run(program.closed, program.arguments))
 
     return rounded

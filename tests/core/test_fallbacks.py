@@ -107,7 +107,7 @@ WITHOUT_FLOATS = """
     shift_right_arithmetic shift_right_logical threefry2x32 xor
 """
 CONTROL = """
-    call closed_call cond custom_jvp_call custom_vjp_call custom_lin eval_jaxpr jit
-    one_minus_square polynomial remat2 scan while
+    call closed_call cond custom_jvp_call custom_vjp_call custom_lin eval_jaxpr jit remat2 scan
+    while
 """
 PARTS = "imag ragged_all_to_all select_and_scatter"  # of what has an example, or a GPU's alone

@@ -7,8 +7,6 @@ import pytest
 from jax import lax
 
 from scalify_cli.core import ScaledArray, as_scaled, scalify, unscale
-from scalify_cli.core.scale import Scale, maximum, moderate
-from scalify_cli.core.settle import settled
 
 X = np.linspace(-3, 3, 16, dtype=np.float32)
 ERROR = {"float32": 2.0**-19, "bfloat16": 2.0**-6, "float16": 2.0**-8}
@@ -188,14 +186,14 @@ def test_float16_data_above_its_scale_does_not_overflow_in_a_derivative(binades,
 
 
 def test_float16_stays_in_float32_no_longer_than_until_a_matmul():
-    def dtypes(f):
+    def roundings(f):
         x = ScaledArray(jnp.ones((4, 4), jnp.float16), 2.0)
-        muls = [e for e in jax.make_jaxpr(scalify(f))(x, x).jaxpr.eqns if e.primitive is lax.mul_p]
-        muls = [e for e in muls if all(x.aval.shape for x in e.invars)]
-        return [e.outvars[0].aval.dtype for e in muls]
+        casts = jax.make_jaxpr(scalify(f))(x, x).jaxpr.eqns
+        casts = [e for e in casts if e.primitive is lax.convert_element_type_p]
+        return sum(e.outvars[0].aval.dtype == jnp.float16 for e in casts)
 
-    assert dtypes(lambda x, y: (x * y) + x) == ["float32"]
-    assert dtypes(lambda x, y: (x * y) + (x @ y)) == ["float16"]
+    assert roundings(lambda x, y: (x * y) + x) == 1
+    assert roundings(lambda x, y: (x * y) + (x @ y)) == 3
 
 
 def normalised_mlp(norm):
@@ -227,11 +225,3 @@ def test_data_far_from_its_scale_loses_no_gradient_through_a_norm(way, exponent,
     got = way(scalify(gradient))(*scaled)
     for name, x in wanted.items():
         assert relative_error(got[name], x) < 2.0**-14, name
-
-
-def test_the_larger_of_a_moderate_scale_and_another_is_found_after_it_is_moderate():
-    def larger(*exponents):
-        a, b, c = map(Scale.unknown, exponents)
-        return maximum([moderate([a, b]), c]).exponent()
-
-    assert jax.jit(settled(larger))(*map(jnp.int32, (40, 0, 20))) == 20

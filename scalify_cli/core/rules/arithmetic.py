@@ -1,78 +1,94 @@
 """Scale rules of elementwise functions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import bind
+from scalify_cli.core.dtypes import cast, is_narrow
 from scalify_cli.core.rules.families import (
+    BOUNDED,
+    POSITIVE,
     agrees,
-    compares,
-    in_float32,
+    at_one,
+    multiplied,
+    of_sum,
     opaque,
     passes_through,
     picks,
     power,
     product,
     quotient,
+    result,
     root,
-    saturates,
     scale_free,
-    to_the,
+    smallest,
 )
-from scalify_cli.core.scale import maximum, minimum
-from scalify_cli.core.scale import select as select_scale
-from scalify_cli.core.values import Scaled, Uniform, at_scale, promote
+from scalify_cli.core.values import Scaled, aligned, at, register, stored
+from scalify_cli.jaxprs.interpreter import bind
+from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
+from scalify_cli.scales.scale import select as select_scale
 
 
 def convert(equation, x):
     """Between floats the data is cast; to other types the true value is."""
-    if jnp.issubdtype(equation.params["new_dtype"], jnp.floating):
-        return passes_through(equation, x)
-    return opaque(equation, x)
+    if not jnp.issubdtype(equation.params["new_dtype"], jnp.floating):
+        return at_one(equation, x)
+    return [result(equation.outvars[0].aval, register(x), x.scale, x.unit, x.role)]
+
+
+def larger(equation, x, y):
+    """The larger of two; with 0 it is what is positive of the other."""
+    [z] = picks(-1, -1)(equation, x, y)
+    return [replace(z, role=POSITIVE) if 0 in (x.number, y.number) else z]
 
 
 def select(equation, which, *cases):
     """A choice by a scalar takes the chosen case's scale; otherwise the cases agree on one."""
-    values = [promote(case) for case in cases]
-    scales = [value.scale for value in values if value.scale is not None]
-    if jnp.ndim(which) or len(set(scales)) < 2 or len(scales) != 2:
+    if jnp.ndim(which) or len({x.scale for x in cases} - {None}) != len(cases) or len(cases) > 2:
         return picks()(equation, which, *cases)
-    data = lax.select_n(which, *(value.data for value in values))
-    return [Scaled(data, select_scale(which, *scales))]
+    aval, scale = equation.outvars[0].aval, select_scale(which, *(x.scale for x in cases))
+    if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):
+        return [Scaled(lax.select_n(which, *(stored(x).data for x in cases)), scale)]
+    data, unit = aligned(cases)
+    return [result(aval, lax.select_n(which, *data), scale, unit)]
 
 
 def general_power(equation, x, y):
     """Powers known while tracing: integers and halves keep their scale; others are opaque."""
-    n = y.value if isinstance(y, Uniform) and isinstance(x, Scaled) else 0.25
+    n = 0.25 if y.number is None else y.number
     if abs(n) == 0.5:
         return (SQRT if n > 0 else RSQRT)(equation, x)
     if abs(n) > 8 or not float(n).is_integer():
-        return opaque(equation, x, y)
-    x = promote(x)
-    return [Scaled(lax.integer_pow(x.data, int(n)), to_the(x.scale, int(n)))]
-
-
-def remainder(equation, x, y):
-    """Taken in float32; smaller than either operand, it takes the smaller scale."""
-    x, y = promote(x), promote(y)
-    if x.scale is None or y.scale is None:
-        return [
-            Scaled(bind(equation, [x.data, y.data])[0], y.scale if x.scale is None else x.scale)
-        ]
-    larger, smaller = maximum([x.scale, y.scale]), minimum([x.scale, y.scale])
-    wide = [at_scale(in_float32(v), larger) for v in (x, y)]
-    rest = Scaled(bind(equation, wide)[0], larger)
-    return [Scaled(at_scale(rest, smaller).astype(x.dtype), smaller)]
+        return at_one(equation, x, y)
+    data = lax.integer_pow(register(x), int(n))
+    return [result(equation.outvars[0].aval, data, *multiplied([x], [int(n)]))]
 
 
 def next_after(equation, x, y):
     """The neighbour among the numbers that the data can hold."""
-    x, y = promote(x), promote(y)
-    return [x.with_data(bind(equation, [x.data, at_scale(y, x.scale)])[0])]
+    x = stored(x)
+    towards = cast(at(y, x.unit), x.dtype)
+    return [x.with_data(bind(equation, [x.data, towards])[0])]
+
+
+def rounds(equation, x):
+    """What is rounded is the data."""
+    return passes_through(equation, stored(x))
+
+
+def with_one(choose, degree=1):
+    """The larger or smaller one of 1 and a power of the operand's scale."""
+    return lambda *scales: chosen([ONE, *(x and x**degree for x in scales)], choose)
+
+
+def of_polynomial(*scales):
+    """The largest of the terms' scales; coefficients follow the argument, from the constant."""
+    x, *coefficients = scales or (ONE, ONE)
+    return chosen(c and x and c * x**i if i else c for i, c in enumerate(coefficients))
 
 
 SQRT, RSQRT = root(2, lax.sqrt), root(-2, lax.rsqrt)
@@ -85,39 +101,43 @@ RULES: dict[Any, Callable] = {
     p.rsqrt_p: RSQRT,
     p.cbrt_p: root(3, lax.cbrt),
     p.pow_p: general_power,
-    p.rem_p: remainder,
+    p.rem_p: agrees(smallest),
     p.nextafter_p: next_after,
     p.convert_element_type_p: convert,
+    p.reduce_precision_p: rounds,
     p.select_n_p: select,
+    p.max_p: larger,
+    p.min_p: picks(1, 1),
+    p.clamp_p: picks(-1, 0, 1),
 }
-RULES |= dict.fromkeys(
-    (p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p, p.reduce_precision_p), passes_through
-)
-RULES |= dict.fromkeys((p.add_p, p.sub_p, p.add_jaxvals_p), agrees)
-RULES |= {p.max_p: picks(-1, -1), p.min_p: picks(1, 1), p.clamp_p: picks(-1, 0, 1)}
+RULES |= dict.fromkeys((p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p), passes_through)
+RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
 RULES |= dict.fromkeys(
     (
+        *(p.add_p, p.sub_p, p.add_jaxvals_p),
         *(p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
         *(p.eq_to_p, p.lt_to_p, p.le_to_p),
     ),
-    compares,
+    agrees(of_sum),
 )
-RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
-SATURATING = frozenset(
-    (
-        *(p.sin_p, p.tanh_p, p.erf_p, p.erf_inv_p, p.log1p_p, p.bessel_i1e_p),
-        *(p.asin_p, p.atan_p, p.asinh_p, p.atanh_p),
-    )
+SHRINKING = (
+    *(p.sin_p, p.tanh_p, p.erf_p, p.erf_inv_p, p.log1p_p, p.bessel_i1e_p),
+    *(p.asin_p, p.atan_p, p.asinh_p, p.atanh_p),
 )
-OPAQUE = frozenset(
-    (
-        *(p.exp_p, p.exp2_p, p.expm1_p, p.log_p, p.logistic_p, p.erfc_p, p.atan2_p),
-        *(p.cos_p, p.tan_p, p.acos_p, p.sinh_p, p.cosh_p, p.acosh_p, p.bessel_i0e_p),
-        *(p.lgamma_p, p.digamma_p, p.polygamma_p, p.zeta_p, p.regularized_incomplete_beta_p),
-        *(p.igamma_p, p.igammac_p, p.igamma_grad_a_p),
-    )
+"""|f(x)| is about |x| at most."""
+OPAQUE = (
+    *(p.exp_p, p.exp2_p, p.expm1_p, p.log_p, p.logistic_p, p.erfc_p, p.atan2_p),
+    *(p.cos_p, p.tan_p, p.acos_p, p.sinh_p, p.cosh_p, p.acosh_p, p.bessel_i0e_p),
+    *(p.lgamma_p, p.digamma_p, p.polygamma_p, p.zeta_p, p.regularized_incomplete_beta_p),
+    *(p.igamma_p, p.igammac_p, p.igamma_grad_a_p),
+    "log2",  # by name: the older JAX divides two logarithms instead
 )
-RULES |= dict.fromkeys(SATURATING, saturates(shrinks=True))
-RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), saturates(shrinks=False))
-RULES |= dict.fromkeys(OPAQUE, opaque)
-RULES["log2"] = opaque  # by name: the older JAX divides two logarithms instead
+RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))
+RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum)))
+RULES |= dict.fromkeys(OPAQUE, at_one)
+RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(with_one(minimum), BOUNDED))
+RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
+RULES |= {
+    "one_minus_square": opaque(with_one(maximum, 2)),  # of the newest JAX
+    "polynomial": opaque(of_polynomial),
+}

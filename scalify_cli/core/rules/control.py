@@ -1,38 +1,116 @@
 """Scale rules of higher-order primitives: their bodies are evaluated again under the scale rules.
 
-Calls are inlined. A loop carries one exponent beside each float, and branches agree on what they
-return. A loop's stacked outputs may have another scale in each iteration: they keep one exponent an
-iteration as long as only another loop reads them (the backward pass of a scan over layers does), so
-saved activations are not rewritten between the two.
+Calls are inlined; other bodies are traced anew. They see the scales of what is outside as they are,
+for scales are expressions and not arrays. What leaves a body leaves with its scale where that is
+made of scales from outside; otherwise as true values that are measured there: a loop that squares
+its carry would square its scale too. So a loop's stacked outputs, saved activations among them, are
+as narrow as plain JAX's where their scales are known.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
-from jax.sharding import PartitionSpec, Sharding
+from jax.sharding import Sharding
 
-from scalify_cli.core.interpreter import CALLED_JAXPR, scan_counts, scan_with, switch_again
-from scalify_cli.core.rules.boundary import (
-    Form,
-    Outside,
-    Rows,
-    State,
-    common_form,
-    gathered,
-    joined,
-    numbered,
-    related,
-    split,
-    unstacked,
-)
-from scalify_cli.core.rules.definitions import PRIMITIVES, rewritten
-from scalify_cli.core.rules.parallel import at_one_scale
-from scalify_cli.core.settle import settled
-from scalify_cli.core.values import Scaled, Uniform, bounded, plain, promote
+from scalify_cli.core.dtypes import cast, is_float, is_narrow
+from scalify_cli.core.rules.definitions import rewritten
+from scalify_cli.core.values import Scaled, Uniform, at, measured, plain, promote, stored
+from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_counts, scan_with, switch_again
+from scalify_cli.jaxprs.tracing import level
+from scalify_cli.scales.powers import MIN_EXPONENT, exp2
+from scalify_cli.scales.scale import ONE, Scale, chosen
+from scalify_cli.scales.settle import settled
+
+UNKNOWN = Scale(1 << 20)
+"""In place of a scale that only the inside of a body knows."""
+
+
+def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any]:
+    """What is known outside of a value that leaves a body, and its array.
+
+    Args:
+        alone: whether nothing else must be of the array's type.
+        stacked: whether it is one of many: a narrow one then leaves with an exponent of its own.
+
+    Returns:
+        A ``Scaled`` without data, None for what is no float; and the array.
+    """
+    if not is_float(x):
+        return None, x
+    x = replace(promote(x), loose=not isinstance(x, Scaled) or x.loose)
+    known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
+    if narrow and stacked and x.scale and not known:
+        return replace(x, data=None, scale=UNKNOWN), (stored(x).data, x.scale.exponent())
+    x = stored(x) if narrow and known and alone else x
+    if not alone or x.unit.level == level():
+        x = replace(x, data=at(x, ONE), unit=ONE)
+    return replace(x, data=None, scale=x.scale if known else UNKNOWN), x.data
+
+
+def arrived(form: Any, array: Any) -> Any:
+    """The value again, outside."""
+    if form is None or form.scale != UNKNOWN:
+        return array if form is None else form.with_data(array)
+    joined = isinstance(array, tuple)
+    found = _joined(*array) if joined else measured(array, form.dtype, form.unit)
+    return replace(found, loose=form.loose)
+
+
+def _joined(data: Any, exponents: Any) -> Scaled:
+    """A stack of data that each have an exponent, at the largest."""
+    largest = lax.max(lax.reduce_max(exponents, (0,)), np.int32(MIN_EXPONENT))
+    factors = lax.broadcast_in_dim(exp2(exponents - largest), data.shape, (0,))
+    rows = lax.mul(cast(data, jnp.float32), factors)
+    return Scaled(cast(rows, data.dtype), Scale.unknown(largest))
+
+
+class Carry:
+    """What goes round a loop.
+
+    A wide float goes as true values, and keeps the scale that it enters with: it is the same in
+    each iteration then. A narrow one goes with an exponent, and is measured where an iteration
+    changes its scale, as is a wide one that enters as zeros.
+    """
+
+    def __init__(self, initial: Any):
+        self.value = promote(initial) if is_float(initial) else None
+        self.narrow = self.value is not None and is_narrow(self.value.dtype)
+        self.scale = self.value and self.value.scale
+        self.form: Any = None
+        self.start = self.leave(initial)
+
+    def inside(self, arrays: Any) -> Any:
+        """The value at the start of an iteration."""
+        if self.value is None:
+            return arrays
+        if self.narrow:
+            self.scale = Scale.unknown(arrays[1])
+            return Scaled(arrays[0], self.scale)
+        if self.value.scale is None:
+            return measured(arrays, self.value.dtype)
+        return Scaled(arrays, self.value.scale, ONE)
+
+    def leave(self, x: Any) -> Any:
+        """Its arrays at the end of an iteration."""
+        if not self.narrow:
+            self.form, array = leaving(x, alone=False)
+            return array
+        x = promote(x)
+        same = x.scale is not None and x.scale == self.scale
+        x = stored(x if same else measured(at(x, ONE), x.dtype))
+        return x.data, jnp.asarray(x.scale.exponent(), jnp.int32)
+
+    def after(self, arrays: Any) -> Any:
+        """The value that the loop ends with."""
+        zeros = self.value and self.value.scale is None and not self.narrow
+        return arrived(replace(self.form, loose=False), arrays) if zeros else self.inside(arrays)
 
 
 def call(name: str) -> Callable:
@@ -51,30 +129,39 @@ def _constrained(x: Any, sharding: Any) -> Any:
     if not isinstance(sharding, Sharding):
         return x
     if isinstance(x, Scaled):
-        return promote(x).with_data(lax.with_sharding_constraint(promote(x).data, sharding))
+        return x.with_data(lax.with_sharding_constraint(x.data, sharding))
     return lax.with_sharding_constraint(plain(x), sharding)
 
 
 def scan(equation, *operands, run):
-    """Every float carry is promoted; data goes round the loop, with an exponent where it drifts."""
-    params = equation.params
+    """Rows have the scale of the whole."""
     first, count = scan_counts(equation)
     last = first + count
-    state, rows = State(operands[first:last]), Rows(operands[last:])
-    outside = Outside([*map(unstacked, operands[:first]), *state.kept, *rows.whole])
-    forms: list[Form] = []
+    carries, rows = list(map(Carry, operands[first:last])), operands[last:]
+    forms: list[Any] = []
 
     def body(carry, slices):
-        seen = outside.inside()
-        values = state.joined(seen[first:last], carry)
-        parts = rows.join(seen[last:], slices)
-        outputs = run(params["jaxpr"], [*seen[:first], *values, *parts])
-        forms[:], stacked = related(outputs[count:], outside)
-        return state.split(state.advanced(values, outputs)), stacked
+        values = map(Carry.inside, carries, carry)
+        parts = map(_row, rows, slices)
+        outputs = run(equation.params["jaxpr"], [*operands[:first], *values, *parts])
+        stacked = [leaving(x, stacked=True) for x in outputs[count:]]
+        forms[:] = [form for form, _ in stacked]
+        return list(map(Carry.leave, carries, outputs)), [array for _, array in stacked]
 
-    start = state.split(state.initial)
-    carry, stacked = scan_with(equation, settled(body), start, rows.arrays)
-    return [*state.joined(state.kept, carry), *gathered(forms, stacked, params["length"])]
+    start = [own.start for own in carries]
+    carry, stacked = scan_with(equation, settled(body), start, list(map(_array, rows)))
+    return [*map(Carry.after, carries, carry), *map(arrived, forms, stacked)]
+
+
+def _array(x: Any) -> Any:
+    """The array of a value; None where there is none."""
+    return x.data if isinstance(x, Scaled) else None if isinstance(x, Uniform) else x
+
+
+def _row(x: Any, data: Any) -> Any:
+    if isinstance(x, Uniform):
+        return x.of_shape(x.shape[1:], *(x.sharding.spec[1:] if x.sharding else ()))
+    return x.with_data(data) if isinstance(x, Scaled) else data
 
 
 def while_loop(equation, *operands, run):
@@ -82,112 +169,91 @@ def while_loop(equation, *operands, run):
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    consts, state = list(map(unstacked, operands[:last])), State(operands[last:])
-    tested = Outside([*consts[:first], *state.kept])
-    used = Outside([*consts[first:], *state.kept])
+    carries = list(map(Carry, operands[last:]))
 
     def holds(carry):
-        seen = tested.inside()
-        values = state.joined(seen[first:], carry)
-        return run(params["cond_jaxpr"], [*seen[:first], *values])[0]
+        values = map(Carry.inside, carries, carry)
+        return plain(run(params["cond_jaxpr"], [*operands[:first], *values])[0])
 
     def body(carry):
-        seen = used.inside()
-        values = state.joined(seen[last - first :], carry)
-        outputs = run(params["body_jaxpr"], [*seen[: last - first], *values])
-        return state.split(state.advanced(values, outputs))
+        values = map(Carry.inside, carries, carry)
+        outputs = run(params["body_jaxpr"], [*operands[first:last], *values])
+        return list(map(Carry.leave, carries, outputs))
 
-    carry = lax.while_loop(settled(holds), settled(body), state.split(state.initial))
-    return state.joined(state.kept, carry)
+    carry = lax.while_loop(settled(holds), settled(body), [own.start for own in carries])
+    return list(map(Carry.after, carries, carry))
 
 
 def cond(equation, which, *operands, run):
-    """Each branch is traced anew; where their scales differ, an exponent is returned as well."""
-    values = [unstacked(x) for x in operands]
-    traced = [Body(closed, values, run) for closed in equation.params["branches"]]
-    columns = zip(*(body.forms for body in traced), strict=True)
-    forms = numbered(map(common_form, columns))
+    """The scale of what branches return is the largest of theirs."""
+    forms: list[list[Any]] = []
 
-    def branch(body):
-        return settled(lambda *arrays: split(forms, map(_bounded, forms, body(*arrays))))
+    def branch(closed):
+        def body():
+            left = [leaving(x, alone=False) for x in run(closed, list(operands))]
+            forms.append([form for form, _ in left])
+            return [array for _, array in left]
 
-    arguments = [plain(which), *traced[0].arguments]
-    return joined(forms, switch_again(equation, arguments, list(map(branch, traced))))
+        return settled(body)
+
+    branches = list(map(branch, equation.params["branches"]))
+    arrays = switch_again(equation, [plain(which)], branches)
+    return list(map(arrived, map(_joint, *forms), arrays))
+
+
+def _joint(*forms: Any) -> Any:
+    """What is known of the result of one of several branches; a narrow one has one scale only."""
+    scales = {form.scale for form in forms if form is not None} - {None}
+    if not scales:
+        return forms[0]
+    known = UNKNOWN not in scales and (len(scales) == 1 or not is_narrow(forms[0].dtype))
+    loose = all(form.loose for form in forms)
+    return replace(forms[0], scale=chosen(scales) if known else UNKNOWN, loose=loose)
 
 
 def remat(equation, *operands, run):
     """The body is traced anew under the scale rules, and stays rematerialised."""
     closed = jex.ClosedJaxpr(equation.params["jaxpr"], ())
-    body = Body(closed, [unstacked(x) for x in operands], run)
-    jaxpr = without_consts(body.traced.jaxpr)
-    params = {**equation.params, "jaxpr": jaxpr}
-    return body.outputs(p.remat_p.bind(*body.traced.consts, *body.arguments, **params))
+    forms: list[Any] = []
+
+    def body():
+        forms[:], arrays = zip(*map(leaving, run(closed, list(operands))), strict=True)
+        return list(arrays)
+
+    traced = jax.make_jaxpr(settled(body))()  # what it reads from outside are its constants
+    inner = traced.jaxpr.replace(constvars=[], invars=traced.jaxpr.constvars)
+    arrays = p.remat_p.bind(*traced.consts, **{**equation.params, "jaxpr": inner})
+    return list(map(arrived, forms, arrays))
 
 
 def shard_map(equation, *operands, run):
-    """Data is sharded as the value was; its exponent is one for all shards, which may split even
-    what has the same value on all of them otherwise.
-
-    JAX does not track how shards differ: scales that are computed together would all vary.
-    """
+    """Data is sharded as the value was. JAX does not track how shards differ: scales that are
+    computed together would all vary."""
     params = equation.params
-    mesh, manual = params["mesh"], params["newly_manual_axes"]
-    axes = tuple(x for x in mesh.axis_names if x in manual and mesh.shape[x] > 1)  # in one order
-    inputs, arguments = related([unstacked(x) for x in operands])
-    forms: list[Form] = []
+    closed = jex.ClosedJaxpr(params["jaxpr"], ())
+    forms: list[Any] = []
 
     def body(arrays):
-        own = map(_lying_as, params["jaxpr"].invars, joined(inputs, arrays))
-        outputs = run(jex.ClosedJaxpr(params["jaxpr"], ()), list(own))
-        forms[:], arrays = related([at_one_scale(x, axes) for x in outputs])
-        return arrays
+        own = map(_shard, params["jaxpr"].invars, operands, arrays)
+        forms[:], outputs = zip(*map(leaving, run(closed, list(own))), strict=True)
+        return list(outputs)
 
     outputs = jax.shard_map(
-        settled(body),
-        mesh=mesh,
-        in_specs=((list(params["in_specs"]), PartitionSpec()),),
-        out_specs=(list(params["out_specs"]), PartitionSpec()),
-        axis_names=manual,
+        settled(body, shards=True),
+        mesh=params["mesh"],
+        in_specs=(list(params["in_specs"]),),
+        out_specs=list(params["out_specs"]),
+        axis_names=params["newly_manual_axes"],
         check_vma=False,
-    )(arguments)
-    return list(map(_lying_as, equation.outvars, joined(forms, outputs)))
+    )(list(map(_array, operands)))
+    return list(map(arrived, forms, outputs))
 
 
-def without_consts(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
-    """The same jaxpr with its constants as leading arguments."""
-    return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
-
-
-class Body:
-    """A called jaxpr, traced anew on scaled values: flat arrays in, flat arrays out."""
-
-    def __init__(self, closed: jex.ClosedJaxpr, values: list[Any], run: Callable):
-        inputs, arguments = related(values)
-        self.forms: list[Form] = []
-
-        def body(arrays):
-            self.forms, arrays = related(run(closed, joined(inputs, arrays)))
-            return arrays
-
-        self.traced, shape = jax.make_jaxpr(settled(body), return_shape=True)(arguments)
-        self.arguments, self.result = jax.tree.leaves(arguments), jax.tree.structure(shape)
-
-    def outputs(self, arrays: Any) -> list[Any]:
-        """The results as values again."""
-        return joined(self.forms, jax.tree.unflatten(self.result, arrays))
-
-    def __call__(self, *arrays: Any) -> list[Any]:
-        return self.outputs(jex.jaxpr_as_fun(self.traced)(*arrays))
-
-
-def _lying_as(variable: Any, x: Any) -> Any:
-    """A known number as large as a variable, and where it lies: one shard of it, or the whole."""
-    return Uniform.like(variable.aval, x.value) if isinstance(x, Uniform) else x
-
-
-def _bounded(form: Form, x: Any) -> Any:
-    x = promote(x) if form.kind == "unknown" else x
-    return x if form.kind != "unknown" or x.scale is None else bounded(x)
+def _shard(variable: Any, x: Any, data: Any) -> Any:
+    """A shard of a value; a known number is as large as the variable, and lies where it does."""
+    if isinstance(x, Uniform):
+        return Uniform.like(variable.aval, x.value)
+    return x.with_data(data) if isinstance(x, Scaled) else data
 
 
 CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
@@ -198,6 +264,5 @@ LOOPS = {
     p.cond_p.name: cond,
     p.remat_p.name: remat,
     "shard_map": shard_map,
-    **PRIMITIVES,
 }
 """By name, as some of the primitives are not public."""

@@ -1,12 +1,9 @@
 """Functions of JAX that propagate scales better when they are written in another way.
 
-A primitive is replaced by primitives that have rules. A function that guards itself against
-overflow chooses between its arguments times 1 and times powers of two, which no one scale fits; the
-scales guard it already.
+A function that guards itself against overflow chooses between its arguments times 1 and times
+powers of two, which no one scale fits; scales guard it already.
 """
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,19 +11,6 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 _JAX = Path(jax.__file__).parent
-
-
-def one_minus_square(x: jax.Array) -> jax.Array:
-    """1 - x**2, precise near 1."""
-    return (1 + x) * (1 - x)
-
-
-def polynomial(x: jax.Array, *coefficients: jax.Array) -> jax.Array:
-    """By Horner's rule; the coefficients from the constant upwards."""
-    *others, highest = coefficients
-    shape = jnp.broadcast_shapes(jnp.shape(x), *map(jnp.shape, coefficients))
-    start = jnp.broadcast_to(highest, shape)
-    return functools.reduce(lambda total, c: total * x + c, reversed(others), start)
 
 
 def hypot(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -48,20 +32,5 @@ def rewritten(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
     return jax.make_jaxpr(function)(*closed.in_avals) if same else closed
 
 
-def definition(function: Callable) -> Callable:
-    """A primitive is computed as ``function`` is."""
-
-    def rule(equation, *operands, run):
-        avals = [x.aval for x in equation.invars]
-        return run(jax.make_jaxpr(function)(*avals), list(operands))
-
-    return rule
-
-
 FUNCTIONS = {"_hypot": (hypot, 3)}
 """With the number of their results: a derivative of a function may bear its name."""
-PRIMITIVES = {
-    "one_minus_square": definition(one_minus_square),
-    "polynomial": definition(polynomial),
-}
-"""By name, as the older JAX has none of them."""

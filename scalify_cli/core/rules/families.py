@@ -1,187 +1,242 @@
 """The algebraic classes of scale rules (Scalify, section 3.2).
 
-A rule takes an equation and its operands (``Scaled``, ``Uniform`` or plain) and returns the
-outputs. For a function f of s*x:
+A rule takes an equation and its operands, floats as ``Scaled`` and others as they are, and returns
+the outputs. For a function f of s*x:
 
 * *passes through*: f(s*x) = s*f(x);
-* *multiplies*: scales multiply as values do;
-* *agrees*: operands must share a scale first, the largest;
-* *is opaque*: computed on true values in float32, result at scale 1.
+* *multiplies*: scales and units multiply as values do;
+* *agrees*: operands share a unit first, and the scale is the largest;
+* *is opaque*: computed on true values in float32; of the result no more is known than what fits it.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
-from scalify_cli.core.dtypes import cast, is_float, is_narrow, wide_dtype
-from scalify_cli.core.interpreter import bind
-from scalify_cli.core.scale import ONE, Scale, maximum, minimum, moderate
-from scalify_cli.core.values import (
-    Scaled,
-    Uniform,
-    at_scale,
-    chosen,
-    plain,
-    product_scale,
-    promote,
-    times,
-    true_values,
-)
+from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
+from scalify_cli.core.values import Scaled, aligned, at, plain, register, true_values
+from scalify_cli.jaxprs.interpreter import bind
+from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
 Rule = Callable[..., list[Any]]
 _PROGRAMS = (jex.Jaxpr, jex.ClosedJaxpr)
+BOUNDED, GATE, POSITIVE = "bounded", "gate", "positive"
+_GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
+_ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
 
 
-def passes_through(equation: Any, x: Any, *others: Any) -> list[Any]:
-    """f(s*x) = s*f(x); the other operands, and results, are indices, sizes or the like."""
-    if not isinstance(x, Scaled):
-        return bind(equation, [plain(x), *map(plain, others)])
-    x = promote(x)
-    outputs = bind(equation, [x.data, *map(plain, others)])
-    return [x.with_data(data) if is_float(data) else data for data in outputs]
+def result(aval: Any, data: Any, scale: Scale | None, unit: Scale = ONE, role: str = "") -> Scaled:
+    """A value of a type; what is narrow stays in float32 until it is stored."""
+    return Scaled(cast(data, register_dtype(aval.dtype)), scale, unit, aval.dtype, role=role)
 
 
-def each_passes_through(equation: Any, *operands: Any) -> list[Any]:
-    """One output for each operand, at its own scale (barriers and the like)."""
-    values = [promote(x) if isinstance(x, Scaled) else plain(x) for x in operands]
-    outputs = bind(equation, [v.data if isinstance(v, Scaled) else v for v in values])
+def passes_through(equation: Any, *operands: Any) -> list[Any]:
+    """f(s*x) = s*f(x): of each operand where there are as many outputs (barriers and the like), of
+    the first one where others are indices, sizes or the like."""
+    outputs = bind(equation, [x.data if isinstance(x, Scaled) else x for x in operands])
+    sources = operands if len(operands) == len(outputs) else operands[:1] * len(outputs)
     return [
-        v.with_data(data) if isinstance(v, Scaled) else data
-        for v, data in zip(values, outputs, strict=True)
+        x.with_data(y) if isinstance(x, Scaled) and is_float(y) else y
+        for x, y in zip(sources, outputs, strict=True)
     ]
 
 
-def product(equation: Any, x: Any, y: Any) -> list[Any]:
-    """Multiplication. A uniform factor's power of two goes to the scale, and 1 costs nothing."""
-    if isinstance(y, Uniform):
-        x, y = y, x
-    if isinstance(x, Uniform):
-        y, (mantissa, scale) = promote(y), x.split()
-        data = y.data if mantissa == 1 else lax.mul(y.data, np.asarray(mantissa, y.dtype))
-        return [Scaled(_as(equation, data), product_scale(y, Scaled(data, scale)))]
-    x, y = promote(x), promote(y)
-    return [Scaled(bind(equation, [x.data, y.data])[0], product_scale(x, y))]
+def scale_free(equation: Any, x: Scaled) -> list[Any]:
+    """sign, is_finite: a function of the data alone."""
+    return passes_through(equation, replace(x, scale=ONE, unit=ONE))
 
 
-def quotient(equation: Any, x: Any, y: Any) -> list[Any]:
-    """Division. Dividing by a uniform power of two changes only the scale.
+def multiplied(values: Sequence[Scaled], powers: Sequence[int]) -> tuple[Scale | None, Scale]:
+    """The scale and the unit of a product of powers; any scale if one factor has any."""
+    pairs = [(x, n) for x, n in zip(values, powers, strict=True) if n]
+    scale, unit = ONE, math.prod((x.unit**n for x, n in pairs), start=ONE)
+    for x, n in pairs:
+        scale = None if scale is None or x.scale is None else scale * x.scale**n
+    return scale, unit
 
-    Narrow dtypes divide in float32: compilers may take a reciprocal, which they could not hold.
+
+def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
+    """Multiplication. A known power of two changes only the scale and the unit."""
+    x, y = (y, x) if x.number is not None else (x, y)
+    if (by := _power_of_two(y)) and _fills(equation, x):
+        return [shifted(x, by)]
+    aval, (scale, unit) = equation.outvars[0].aval, multiplied((x, y), (1, 1))
+    kept, role = (None, x.role) if y.number is not None else _gate(x, y)
+    [data] = bind(equation, [register(x), register(y)])
+    return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
+
+
+def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
+    """Division. A known power of two changes only the scale and the unit."""
+    if (by := _power_of_two(y)) and _fills(equation, x):
+        return [shifted(x, by**-1)]
+    [data] = bind(equation, [register(x), register(y)])
+    return [result(equation.outvars[0].aval, data, *multiplied((x, y), (1, -1)))]
+
+
+def power(equation: Any, x: Scaled) -> list[Any]:
+    """x**n for an integer n (2 for ``square``), with the roundings that its dtype has."""
+    n, aval = equation.params.get("y", 2), equation.outvars[0].aval
+    scale, unit = multiplied([x], [n])
+    kept, role = _gate(x, x) if n == 2 else (None, "")
+    [data] = bind(equation, [x.data])
+    return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
+
+
+def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
+    """The scale that a product keeps instead of its own, and its role (Scalify, section 3.2.1).
+
+    An array times a bounded function (``gelu``, ``silu``) keeps the array's, a gate times another
+    array (``swiglu``) the gate's, and the square of what is positive (``relu²``) its root's.
     """
-    if isinstance(y, Uniform) and not y.any_scale:
-        mantissa, scale = y.split()
-        x = promote(x)
-        data = x.data if mantissa == 1 else lax.div(x.data, np.asarray(mantissa, x.dtype))
-        return [Scaled(_as(equation, data), None if x.scale is None else x.scale / scale)]
-    x, y = promote(x), promote(y)
-    scale = None if x.scale is None or y.scale is None else x.scale / y.scale
-    data = [in_float32(v).data if is_narrow(v.dtype) else v.data for v in (x, y)]
-    return [Scaled(cast(bind(equation, data)[0], x.dtype), scale)]
+    if x.role == POSITIVE and x.data is y.data:
+        return x.scale, ""
+    for one, other in ((x, y), (y, x)):
+        if one.role == BOUNDED != other.role:
+            return other.scale, GATE
+        if one.role == GATE:
+            return one.scale, ""
+    return None, x.role if x.role == y.role == BOUNDED else ""
 
 
-def _as(equation: Any, data: Any) -> Any:
-    """What met a larger uniform array takes its shape, and lies on the mesh as the two did."""
+def near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
+    """The scale that is wanted instead, as far as the dtype has room for it."""
+    if scale is None or wanted is None:
+        return scale
+    room = _ROOM if is_narrow(dtype) else _WIDE_ROOM
+    return maximum([scale.shifted(-room), minimum([wanted, scale.shifted(room)])])
+
+
+def _power_of_two(x: Scaled) -> Scale | None:
+    return x.scale if x.number is not None and math.frexp(x.number)[0] == 0.5 else None
+
+
+def _fills(equation: Any, x: Scaled) -> bool:
+    """Whether x is as large as an equation's output and lies on the mesh as that does."""
     aval = equation.outvars[0].aval
-    if jnp.shape(data) == aval.shape:
-        there = jax.typeof(data).sharding.spec == aval.sharding.spec
-        return data if there else jax.sharding.reshard(data, aval.sharding)
-    return jnp.broadcast_to(data, aval.shape, out_sharding=aval.sharding)
+    return x.shape == aval.shape and jax.typeof(x.data).sharding.spec == aval.sharding.spec
 
 
-def picks(*sides: int) -> Rule:
-    """The result is made of elements of the operands: max, select, pad, concatenate.
+def shifted(x: Scaled, by: Any) -> Scaled:
+    """x times a power of two."""
+    return replace(x, scale=x.scale and x.scale * by, unit=x.unit * by)
 
-    They agree on a scale, in which a number beyond the dtype is infinite and a known one yields.
 
-    Args:
-        sides: for each operand 1 where it bounds the result from above, -1 from below. Such a bound
-            has no say in the scale where 0 is within it: beyond the data's range it does nothing.
+def agrees(scale: Callable[..., Scale | None]) -> Rule:
+    """f of floats in one unit; ``scale(dtype, values)`` is what fits the result.
+
+    What is bounded stays so beside known numbers.
     """
 
     def rule(equation: Any, *operands: Any) -> list[Any]:
-        operands = tuple(x.as_mask() if isinstance(x, Uniform) else x for x in operands)
-        scaled = any(isinstance(x, Scaled) and x.scale is not None for x in operands)
-        bounds = zip(operands, sides if scaled else (), strict=False)
-        loose = [isinstance(x, Uniform) and x.value * side > 0 for x, side in bounds]
-        data, scale = aligned(equation, *operands, yielding=True, loose=loose)
-        return [Scaled(bind(equation, data)[0], scale)]
+        values = [x for x in operands if isinstance(x, Scaled)]
+        data, unit = aligned(values)
+        own = iter(data)
+        [output] = bind(equation, [next(own) if isinstance(x, Scaled) else x for x in operands])
+        if not is_float(output):
+            return [output]
+        aval, roles = equation.outvars[0].aval, {x.role for x in values if x.number is None}
+        role = BOUNDED if roles == {BOUNDED} else ""
+        return [result(aval, output, scale(aval.dtype, values), unit, role)]
 
     return rule
 
 
-def aligned(
-    equation: Any, *operands: Any, yielding: bool = False, loose: Sequence[bool] = ()
-) -> tuple[list[Any], Scale | None]:
-    """The data of all operands at one scale, and that scale: the largest, if it is moderate.
+def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+    """The largest; a wide dtype holds what a small known number is added to at its own scale."""
+    guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
+    heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
+    return chosen(x.scale for x in heard or values)
+
+
+def smallest(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+    """The smallest scale of the operands."""
+    return chosen((x.scale for x in values), minimum)
+
+
+def of_picked(*sides: int) -> Callable[..., Scale | None]:
+    """The largest scale of the arrays, to which known numbers yield as far as the dtype holds them.
 
     Args:
-        operands: floats; integers and booleans come back as they are.
-        yielding: known numbers leave the arrays' scale alone as far as the dtype holds them.
-        loose: for each operand whether it has no say at all.
+        sides: for each operand 1 where it bounds the result from above, -1 from below. Such a bound
+            has no say where 0 is within it: beyond the data's range it does nothing.
     """
-    raw = [isinstance(x, Uniform) or not is_float(x) for x in operands]
-    values = [x if kept else promote(x) for x, kept in zip(operands, raw, strict=True)]
-    choose = maximum if is_narrow(equation.outvars[0].aval.dtype) else moderate
-    shared = chosen([x.scale for x in values if isinstance(x, Scaled)], choose)
-    heard = [x for x, out in zip_longest(values, loose, fillvalue=False) if not out]
-    known = [x for x in heard if isinstance(x, Uniform)]
-    wanted = [x.scale_beside(shared) if yielding else x.split()[1] for x in known]
-    scale = chosen([shared, *wanted], choose)
-    return [at_scale(x, scale) for x in values], scale
+
+    def scale(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+        arrays = chosen(x.scale for x in values if x.number is None)
+        sided = zip(values, [*sides, *[0] * len(values)], strict=False)
+        numbers = [x for x, side in sided if x.number is not None and not x.number * side > 0]
+        return chosen([arrays, *(_beside(arrays, x.scale, dtype) for x in numbers)])
+
+    return scale
 
 
-def agrees(equation: Any, *operands: Any) -> list[Any]:
-    """f of operands at one scale: add, subtract."""
-    data, scale = aligned(equation, *operands)
-    return [Scaled(bind(equation, data)[0], scale)]
+def _beside(arrays: Scale | None, number: Scale | None, dtype: Any) -> Scale | None:
+    """The least scale for a number among values of a scale, which it must not crowd out."""
+    if number is None or arrays is None:
+        return number
+    wanted = min(number.constant, 0)
+    if not is_narrow(dtype):
+        return Scale(wanted)
+    lowest = number.constant - int(jnp.finfo(dtype).maxexp) + 1
+    yields = minimum([Scale(max(wanted, lowest)), arrays.shifted(_ROOM)])
+    return maximum([Scale(lowest), yields])
 
 
-def follows(equation: Any, x: Any, *others: Any) -> list[Any]:
-    """f(s*x, t*y) = s*f(x, y): of the other floats only their order or sign matters."""
-    x = promote(x)
-    data = [promote(y).data if is_float(y) else plain(y) for y in others]
-    return [x.with_data(output) for output in bind(equation, [x.data, *data])]
+def picks(*sides: int) -> Rule:
+    """The result is made of elements of the operands, as of max, select, pad and concatenate.
+
+    A number beyond the dtype, such as -1e30 in FP16, is the infinity that it is in plain JAX.
+    """
+    rule = agrees(of_picked(*sides))
+
+    def picked(equation: Any, *operands: Any) -> list[Any]:
+        return rule(equation, *(_mask(x) if isinstance(x, Scaled) else x for x in operands))
+
+    return picked
 
 
-def compares(equation: Any, *operands: Any) -> list[Any]:
-    """Comparisons see both sides at one scale, in float32, so that small values survive."""
-    values = [promote(x) for x in operands]
-    scale = chosen([x.scale for x in values])
-    same = all(x.scale in (None, scale) for x in values)
-    sides = [x.data if same else at_scale(in_float32(x), scale) for x in values]
-    return bind(equation, sides)
+def _mask(x: Scaled) -> Scaled:
+    if x.number is None or not abs(x.number) > float(jnp.finfo(x.dtype).max):
+        return x
+    infinity = math.copysign(math.inf, x.number)
+    return replace(x, data=jnp.full_like(x.data, infinity), scale=None, number=infinity)
 
 
-def in_float32(x: Any) -> Any:
-    """A value whose data is in float32; a float64 stays, and what is no float."""
-    if isinstance(x, Uniform):
-        return replace(x, dtype=wide_dtype(x.dtype))
-    if isinstance(x, Scaled):
-        return promote(x).with_data(cast(promote(x).data, wide_dtype(x.dtype)))
-    return cast(x, wide_dtype(x.dtype)) if is_float(x) else x
+def opaque(scale: Callable[..., Scale | None] = lambda *_: ONE, role: str = "") -> Rule:
+    """f of true values in float32; ``scale`` of the operands' scales, or of none where its dtype
+    has float32's range, is what fits the result."""
+
+    def rule(equation: Any, *operands: Any) -> list[Any]:
+        own = [x.scale for x in operands if isinstance(x, Scaled)]
+
+        def fitted(aval: Any, data: Any) -> Scaled:
+            return result(aval, data, scale(*own) if is_narrow(aval.dtype) else scale(), role=role)
+
+        return _each(equation, bind(equation, list(map(true_values, operands))), fitted)
+
+    return rule
 
 
-def opaque(equation: Any, *operands: Any, view: Callable = true_values) -> list[Any]:
-    """True values in float32, the result at scale 1 in the equation's dtype."""
-    outputs = bind(equation, [view(x) for x in operands])
-    return [
-        Scaled(cast(data, var.aval.dtype), ONE) if _is_array(var) and is_float(data) else data
-        for data, var in zip(outputs, equation.outvars, strict=True)
-    ]
+at_one = opaque()
 
 
 def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
     """True values in the operands' own dtype: for programs, references and bits."""
-    return opaque(equation, *operands, view=plain)
+    outputs = bind(equation, list(map(plain, operands)))
+    return _each(equation, outputs, lambda aval, x: Scaled(x, ONE))
+
+
+def _each(equation: Any, outputs: Sequence[Any], make: Callable) -> list[Any]:
+    """Float arrays among an equation's outputs as ``make`` makes them of their types."""
+    pairs = zip(equation.outvars, outputs, strict=True)
+    return [make(var.aval, x) if _is_array(var) and is_float(x) else x for var, x in pairs]
 
 
 def fallback(equation: Any, *operands: Any) -> list[Any]:
@@ -192,62 +247,25 @@ def fallback(equation: Any, *operands: Any) -> list[Any]:
     calls = any(isinstance(value, _PROGRAMS) for value in jax.tree.leaves(equation.params))
     returns = equation.effects and equation.outvars  # from Python, which expects its dtypes
     arrays = all(map(_is_array, (*equation.invars, *equation.outvars)))  # and no references
-    return (opaque if arrays and not (calls or returns) else in_own_dtype)(equation, *operands)
+    return (at_one if arrays and not (calls or returns) else in_own_dtype)(equation, *operands)
 
 
 def _is_array(variable: Any) -> bool:
     return isinstance(variable.aval, ShapedArray)
 
 
-def saturates(shrinks: bool) -> Rule:
-    """Opaque functions that are nearly linear on one side of 1.
-
-    Args:
-        shrinks: |f(x)| is about |x| at most (tanh), so that small results keep the scale; else f(x)
-            is near x where x is large (floor). Only narrow dtypes need it.
-    """
-
-    def rule(equation: Any, x: Any) -> list[Any]:
-        x, dtype = promote(x), equation.outvars[0].aval.dtype
-        if x.scale is None or not is_narrow(dtype):
-            return opaque(equation, x)
-        scale = (minimum if shrinks else maximum)([x.scale, ONE])
-        wide = bind(equation, [true_values(x)])[0]
-        return [Scaled(cast(times(wide, scale**-1), dtype), scale)]
-
-    return rule
-
-
-def power(equation: Any, x: Any) -> list[Any]:
-    """x**n for an integer n (2 for ``square``)."""
-    x = promote(x)
-    return [Scaled(bind(equation, [x.data])[0], to_the(x.scale, equation.params.get("y", 2)))]
-
-
-def to_the(scale: Scale | None, n: int) -> Scale | None:
-    """The scale of a product of n values."""
-    return ONE if n == 0 else scale and scale**n
-
-
 def root(n: int, function: Callable) -> Rule:
-    """The n-th root (n < 0: its reciprocal); what no root divides stays in the data."""
+    """The n-th root (n < 0: its reciprocal), of true values where their unit has no such root."""
 
-    def rule(equation: Any, x: Any, *_: Any) -> list[Any]:
-        x = promote(x)
-        if x.scale is None:
-            return [Scaled(function(x.data), None if n > 0 else ONE)]
-        scale, rest = x.scale.root(abs(n))
-        wide = x.data if rest == ONE else times(cast(x.data, wide_dtype(x.dtype)), rest)
-        data = cast(function(wide), x.dtype)
-        return [Scaled(data, scale if n > 0 else scale**-1)]
+    def rule(equation: Any, x: Scaled, *_: Any) -> list[Any]:
+        sign, unit = (1 if n > 0 else -1), x.unit.root(abs(n))
+        whole = (x.unit / unit ** abs(n)).static
+        data = at(x, unit ** abs(n) if whole else ONE)
+        scale = x.scale and x.scale.root(abs(n)) ** sign
+        aval = equation.outvars[0].aval
+        return [result(aval, function(data), scale, unit**sign if whole else ONE)]
 
     return rule
-
-
-def scale_free(equation: Any, x: Any) -> list[Any]:
-    """sign, is_finite, argmax: a function of the data alone."""
-    outputs = bind(equation, [promote(x).data])
-    return [Scaled(data, ONE) if is_float(data) else data for data in outputs]
 
 
 def binades(count: int) -> int:

@@ -1,45 +1,53 @@
-"""Scale rules of collectives: the shards of an array share one scale before they meet.
+"""Scale rules of collectives: the shards of an array share one unit before they meet.
 
 Some primitives have no public name but the one in a jaxpr; the table knows them by that.
 """
 
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.interpreter import bind, varies
-from scalify_cli.core.rules.families import (
-    Rule,
-    binades,
-    each_passes_through,
-    in_own_dtype,
-    passes_through,
-)
-from scalify_cli.core.scale import Scale
-from scalify_cli.core.values import Scaled, at_scale, plain, promote, times
+from scalify_cli.core.rules.families import Rule, binades, in_own_dtype, passes_through, shifted
+from scalify_cli.core.values import Scaled, at, times
+from scalify_cli.jaxprs.interpreter import varying_axes
+from scalify_cli.jaxprs.tracing import shard_level
+from scalify_cli.scales.scale import ONE, Scale
 
 
 def collective(sums=False):
-    """Operands pass through at the largest of the shards' scales.
+    """Operands pass through, in one unit and at the largest of the shards' scales.
 
     Args:
-        sums: whether shards are added up; the data is divided first, so that it cannot overflow.
+        sums: whether shards are added up; their data is divided first, so that it cannot overflow.
     """
 
     def rule(equation, *operands):
         axes = _axes(equation.params)
-        shift = binades(_group_size(equation.params, axes)) if sums else 0
-        values = [at_one_scale(x if isinstance(x, Scaled) else plain(x), axes) for x in operands]
-        data = [times(x.data, Scale(-shift)) if isinstance(x, Scaled) else x for x in values]
-        return [
-            Scaled(output, x.scale and x.scale.shifted(shift)) if isinstance(x, Scaled) else output
-            for x, output in zip(values, bind(equation, data), strict=True)
+        grown = Scale(binades(_group_size(equation.params, axes)) if sums else 0)
+        values = [_shared(x, axes) if isinstance(x, Scaled) else x for x in operands]
+        divided = [
+            replace(shifted(x, grown), data=times(x.data, grown**-1))
+            if isinstance(x, Scaled)
+            else x
+            for x in values
         ]
+        return passes_through(equation, *divided)
 
     return rule
+
+
+def _shared(x: Scaled, axes: tuple) -> Scaled:
+    """x in a unit and with a scale that all shards along some axes have."""
+    if x.scale is None or max(x.scale.level, x.unit.level) < max(shard_level(), 1):
+        return x
+    exponent = jnp.asarray(x.scale.exponent(), jnp.int32)
+    if varying_axes(x.data).intersection(axes) and not varying_axes(exponent).intersection(axes):
+        return x
+    return Scaled(at(x, ONE), Scale.unknown(lax.pmax(exponent, axes)), ONE, x.dtype)
 
 
 def _axes(params):
@@ -50,21 +58,7 @@ def _axes(params):
 
 def _group_size(params, axes):
     groups = params.get("axis_index_groups")
-    return len(groups[0]) if groups else int(np.prod([lax.axis_size(axis) for axis in axes]))
-
-
-def at_one_scale(x: Any, axes: tuple[Any, ...]) -> Any:
-    """x at the largest of the shards' scales along some axes, where it may have several."""
-    if not isinstance(x, Scaled):
-        return x
-    x = promote(x)
-    if x.scale is None or x.scale.static or x.scale.shared.issuperset(axes):
-        return x
-    exponent = jnp.asarray(x.scale.exponent(), jnp.int32)
-    if varies(x.data, axes) and not varies(exponent, axes):
-        return x
-    largest = Scale.unknown(lax.pmax(exponent, axes), x.scale.shared.union(axes))
-    return Scaled(at_scale(x, largest), largest)
+    return len(groups[0]) if groups else prod(lax.axis_size(axis) for axis in axes)
 
 
 RULES: dict[Any, Rule] = dict.fromkeys(
@@ -77,6 +71,5 @@ RULES |= dict.fromkeys(
     ),
     collective(),
 )
-RULES["pvary"] = each_passes_through
-RULES["reshard"] = passes_through
+RULES |= dict.fromkeys(("pvary", "reshard"), passes_through)
 RULES |= dict.fromkeys(("pure_callback", "io_callback"), in_own_dtype)

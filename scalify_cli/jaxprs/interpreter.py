@@ -15,40 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.extend.core import primitives as p
-from jax.interpreters import mlir
 from jax.sharding import AxisType, PartitionSpec
-
-from scalify_cli.core.scaled_array import is_scaled
-
-
-class RuledPrimitive(jex.Primitive):
-    """A primitive of ours that brings its own scale rule."""
-
-    scale_rule: Callable
-
-
-def marker(name: str, scale_rule: Callable) -> RuledPrimitive:
-    """A primitive that is its first operand; rules of transforms give it a meaning."""
-
-    def first(x: Any, *_: Any, **__: Any) -> Any:
-        return x
-
-    primitive = RuledPrimitive(name)
-    primitive.scale_rule = scale_rule
-    primitive.def_impl(first)
-    primitive.def_abstract_eval(first)
-    mlir.register_lowering(primitive, mlir.lower_fun(first, multiple_results=False))
-    return primitive
-
-
-CALLED_JAXPR = {
-    p.jit_p: "jaxpr",
-    p.closed_call_p: "call_jaxpr",
-    p.custom_jvp_call_p: "call_jaxpr",
-    p.custom_vjp_call_p: "call_jaxpr",
-}
-"""Primitives that call a closed jaxpr once, and the parameter that holds it."""
 
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
 
@@ -62,32 +29,28 @@ class Program(NamedTuple):
     trace: Callable[[Sequence[Any]], jex.ClosedJaxpr]
 
 
-def trace_call(f: Callable, args: tuple, kwargs: dict, whole: bool = True) -> Program:
+def trace_call(
+    f: Callable, args: tuple, kwargs: dict, is_leaf: Callable[[Any], bool] = lambda x: False
+) -> Program:
     """Trace ``f(*args, **kwargs)`` on its array leaves; other leaves (numbers, flags) are static.
 
     Args:
-        whole: whether a ``ScaledArray`` is one argument, traced with the type of its data, or two.
+        is_leaf: what is one argument although it is a pytree, traced with the type of its data.
     """
-    is_leaf = is_scaled if whole else None
     leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_leaf)
-    dynamic = [i for i, x in enumerate(leaves) if _is_array(x)]
+    array = (np.ndarray, np.generic, jax.Array)
+    dynamic = [i for i, x in enumerate(leaves) if is_leaf(x) or isinstance(x, array)]
 
     def flat(arrays: Sequence[Any]) -> Any:
-        full = list(leaves)
-        for i, array in zip(dynamic, arrays, strict=True):
-            full[i] = array
-        inner_args, inner_kwargs = jax.tree.unflatten(structure, full)
+        full = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
+        inner_args, inner_kwargs = jax.tree.unflatten(structure, full.values())
         return f(*inner_args, **inner_kwargs)
 
     arguments = [leaves[i] for i in dynamic]
-    avals = [jax.typeof(x.data if is_scaled(x) else x) for x in arguments]
+    avals = [jax.typeof(x.data if is_leaf(x) else x) for x in arguments]
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
     rebuild = partial(jax.tree.unflatten, jax.tree.structure(shape))
     return Program(closed, arguments, rebuild, jax.make_jaxpr(flat))
-
-
-def _is_array(x: Any) -> bool:
-    return is_scaled(x) or isinstance(x, (np.ndarray, np.generic, jax.Array))
 
 
 def evaluate(
@@ -125,17 +88,11 @@ def evaluate(
 
 def live_equations(jaxpr: jex.Jaxpr) -> list[jex.JaxprEqn]:
     """The equations that an output or an effect depends on."""
-    return live(jaxpr.eqns, jaxpr.outvars)
-
-
-def live(equations: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
-    """Those that one of the outputs, or an effect, depends on."""
-    needed = {atom for atom in outputs if not isinstance(atom, jex.Literal)}
-    found = []
-    for equation in reversed(equations):
+    needed, found = set(filter(is_variable, jaxpr.outvars)), []
+    for equation in reversed(jaxpr.eqns):
         if equation.effects or not needed.isdisjoint(equation.outvars):
             found.append(equation)
-            needed.update(x for x in equation.invars if not isinstance(x, jex.Literal))
+            needed.update(filter(is_variable, equation.invars))
     return found[::-1]
 
 
@@ -174,7 +131,7 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     primitive = equation.primitive
     # `get_bind_params` turns the call jaxprs of higher-order primitives back into functions.
     params = primitive.get_bind_params({**equation.params, **changed})
-    if primitive.name == "pvary" and varies(operands[0], params["axes"]):
+    if primitive.name == "pvary" and not varying_axes(operands[0]).isdisjoint(params["axes"]):
         return list(operands)  # a scale that is computed together with others varies as they do
     if primitive.name in _UNTRACKED and not varying_axes(operands[0]):
         return [_UNTRACKED[primitive.name](operands[0], params)]
@@ -191,65 +148,8 @@ _UNTRACKED: dict[str, Callable] = {
 """What JAX calls otherwise where it does not track how shards differ."""
 
 
-def varies(x: Any, axes: Sequence[Any]) -> bool:
-    """Whether JAX has tracked, inside ``shard_map``, that x differs between the shards."""
-    return not varying_axes(x).isdisjoint(axes)
-
-
 def varying_axes(x: Any) -> frozenset:
-    """The axes of ``shard_map`` that JAX has tracked x to differ along."""
+    """The axes of ``shard_map`` along which JAX has tracked x to differ between the shards."""
     kind = jax.typeof(x)
     tracked = getattr(kind, "mat", None)  # a plain set in JAX before 0.10
     return tracked.varying if tracked else getattr(kind, "vma", frozenset())
-
-
-def scan_counts(equation: jex.JaxprEqn) -> tuple[int, int]:
-    """How many operands of a ``scan`` are constants, and how many carries.
-
-    Read off the ranks, as JAX's parameters for it differ by version: what is scanned over or
-    stacked has a dimension less inside.
-    """
-    body = equation.params["jaxpr"]
-
-    def sliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-        return sum(x.aval.ndim != aval.ndim for x, aval in zip(outer, inner, strict=True))
-
-    count = len(equation.outvars) - sliced(equation.outvars, body.out_avals)
-    return len(equation.invars) - sliced(equation.invars, body.in_avals) - count, count
-
-
-def scan_again(
-    equation: jex.JaxprEqn, operands: Sequence[Any], run: Callable[..., tuple[list[Any], Any]]
-) -> tuple[list[Any], Any]:
-    """A ``scan`` equation with its body evaluated by ``run(closed, arguments)``.
-
-    Returns:
-        The equation's outputs, and the second result of ``run`` stacked over the iterations.
-    """
-    first, count = scan_counts(equation)
-
-    def body(carry, slices):
-        outputs, extra = run(equation.params["jaxpr"], [*operands[:first], *carry, *slices])
-        return outputs[:count], (outputs[count:], extra)
-
-    start, rows = list(operands[first : first + count]), list(operands[first + count :])
-    carry, (stacked, extra) = scan_with(equation, body, start, rows)
-    return [*carry, *stacked], extra
-
-
-def scan_with(equation: jex.JaxprEqn, body: Callable, start: Any, rows: Any) -> tuple[Any, Any]:
-    """Another body in the loop of a ``scan`` equation."""
-    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
-    return lax.scan(body, start, rows, **options)
-
-
-def switch_again(
-    equation: jex.JaxprEqn, operands: Sequence[Any], branches: Sequence[Callable]
-) -> Any:
-    """What a ``cond`` equation returns with other functions as its branches."""
-    platforms = equation.params.get("branches_platforms")
-    if platforms is None:
-        return lax.switch(operands[0], branches, *operands[1:])
-    pairs = zip(platforms, branches, strict=True)
-    per_platform = {name: f for names, f in pairs for name in names or ("default",)}
-    return lax.platform_dependent(*operands[1:], **per_platform)

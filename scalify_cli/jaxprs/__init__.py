@@ -1,0 +1,1 @@
+"""Jaxprs: evaluated, traced and called again, under rules that are others'."""

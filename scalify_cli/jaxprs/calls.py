@@ -1,0 +1,68 @@
+"""Primitives that call other programs: where those are, and how they are called with others."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax import lax
+from jax.extend import core as jex
+from jax.extend.core import primitives as p
+
+CALLED_JAXPR = {
+    p.jit_p: "jaxpr",
+    p.closed_call_p: "call_jaxpr",
+    p.custom_jvp_call_p: "call_jaxpr",
+    p.custom_vjp_call_p: "call_jaxpr",
+}
+"""Primitives that call a closed jaxpr once, and the parameter that holds it."""
+
+
+def scan_counts(equation: jex.JaxprEqn) -> tuple[int, int]:
+    """How many operands of a ``scan`` are constants, and how many carries.
+
+    Read off the ranks, as JAX's parameters for it differ by version: what is scanned over or
+    stacked has a dimension less inside.
+    """
+    body = equation.params["jaxpr"]
+
+    def sliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        return sum(x.aval.ndim != aval.ndim for x, aval in zip(outer, inner, strict=True))
+
+    count = len(equation.outvars) - sliced(equation.outvars, body.out_avals)
+    return len(equation.invars) - sliced(equation.invars, body.in_avals) - count, count
+
+
+def scan_again(
+    equation: jex.JaxprEqn, operands: Sequence[Any], run: Callable[..., tuple[list[Any], Any]]
+) -> tuple[list[Any], Any]:
+    """A ``scan`` equation with its body evaluated by ``run(closed, arguments)``.
+
+    Returns:
+        The equation's outputs, and the second result of ``run`` stacked over the iterations.
+    """
+    first, count = scan_counts(equation)
+
+    def body(carry, slices):
+        outputs, extra = run(equation.params["jaxpr"], [*operands[:first], *carry, *slices])
+        return outputs[:count], (outputs[count:], extra)
+
+    start, rows = list(operands[first : first + count]), list(operands[first + count :])
+    carry, (stacked, extra) = scan_with(equation, body, start, rows)
+    return [*carry, *stacked], extra
+
+
+def scan_with(equation: jex.JaxprEqn, body: Callable, start: Any, rows: Any) -> tuple[Any, Any]:
+    """Another body in the loop of a ``scan`` equation."""
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    return lax.scan(body, start, rows, **options)
+
+
+def switch_again(
+    equation: jex.JaxprEqn, operands: Sequence[Any], branches: Sequence[Callable]
+) -> Any:
+    """What a ``cond`` equation returns with other functions as its branches."""
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(operands[0], branches, *operands[1:])
+    pairs = zip(platforms, branches, strict=True)
+    per_platform = {name: f for names, f in pairs for name in names or ("default",)}
+    return lax.platform_dependent(*operands[1:], **per_platform)

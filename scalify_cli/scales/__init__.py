@@ -1,0 +1,1 @@
+"""Powers of two as symbolic exponents, and their computation at run time."""

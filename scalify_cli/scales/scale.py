@@ -1,0 +1,187 @@
+"""Scales inside a trace: log2 of a power of two, as a symbolic integer expression.
+
+A scale that is known while tracing is a Python integer; one that is not is a sum of *atoms*: int32
+scalars, and maxima, roots or choices of other scales. Everything stays symbolic until data must be
+multiplied: x·y/y has x's scale again, equal scales are recognised without a comparison at run time,
+and what is needed at run time is computed for many scales at once (``settled``). Exponents are
+integers, so no product of scales can overflow.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from scalify_cli.jaxprs.interpreter import here
+from scalify_cli.jaxprs.tracing import level, once
+from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
+from scalify_cli.scales.settle import requested
+
+_MOST_PARTS = 24
+_serial = itertools.count()
+
+
+class Atom:
+    """One int32 exponent unknown while tracing: an array that came from outside (an int32 scalar,
+    or a float32 scale), or what a rule makes of other scales.
+
+    ``level`` is that of the trace that it is made in, ``held`` says whether float32 surely holds
+    it, and ``memo`` holds what has been made of it so far.
+    """
+
+    def __init__(self, array: Any = None, rule: str = "", operands: Sequence["Scale"] = ()):
+        self.array, self.rule, self.operands = array, rule, tuple(operands)
+        self.serial = next(_serial)
+        below = {atom: None for scale in operands for atom, _ in scale.terms}
+        self.level: int = max((atom.level for atom in below), default=level())
+        self.depth: int = 1 + max((atom.depth for atom in below), default=-1)
+        self.sources: dict[Atom, None] = {x: None for atom in below for x in atom.sources}
+        self.sources |= {} if rule else {self: None}
+        self.held = not rule or (rule == "maximum" and all(x.held for x in operands))
+        self.memo: dict[Any, Scale] = {}
+
+
+class Scale:
+    """log2 of a scale: ``constant + sum(coefficient * atom)``."""
+
+    __slots__ = ("constant", "terms")
+
+    def __init__(self, constant: int = 0, terms: Iterable[tuple[Atom, int]] = ()):
+        self.constant, self.terms = constant, tuple(terms)  # in the order of their making
+
+    @staticmethod
+    def unknown(exponent: Any) -> "Scale":
+        """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself."""
+        return Scale(0, [(Atom(exponent), 1)])
+
+    @property
+    def static(self) -> bool:
+        """Whether the scale is known while tracing."""
+        return not self.terms
+
+    @property
+    def level(self) -> int:
+        """The deepest trace that it is made in; 0 if it is static."""
+        return max((atom.level for atom, _ in self.terms), default=0)
+
+    @property
+    def alone(self) -> Atom | None:
+        """The atom that it is, if it is no more."""
+        [(atom, n), *others] = self.terms or [(None, 0)]
+        return atom if n == 1 and not others and self.constant == 0 else None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is known that float32 holds it."""
+        atom = self.alone
+        return atom.held if atom else self.static and abs(self.constant) <= MAX_EXPONENT
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scale):
+            return NotImplemented
+        return self.constant == other.constant and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        return hash((self.constant, self.terms))
+
+    def __mul__(self, other: "Scale") -> "Scale":
+        counts = dict(self.terms)
+        for atom, n in other.terms:
+            counts[atom] = counts.get(atom, 0) + n
+        terms = sorted((x for x in counts.items() if x[1]), key=lambda x: x[0].serial)
+        return Scale(self.constant + other.constant, terms)
+
+    def __pow__(self, n: int) -> "Scale":
+        return Scale(self.constant * n, ((atom, k * n) for atom, k in self.terms if n))
+
+    def __truediv__(self, other: "Scale") -> "Scale":
+        return self * other**-1
+
+    def shifted(self, binades: int) -> "Scale":
+        """This scale times 2**binades."""
+        return Scale(self.constant + binades, self.terms)
+
+    def root(self, n: int) -> "Scale":
+        """The largest power of two whose n-th power this scale is not less than."""
+        if all(k % n == 0 for _, k in self.terms):
+            return Scale(self.constant // n, ((atom, k // n) for atom, k in self.terms))
+        return _derived(f"root {n}", [self])
+
+    def clamped(self, highest: int = MAX_EXPONENT) -> "Scale":
+        """The nearest scale that float32 holds, up to 2**highest."""
+        if self.held and not self.static:
+            return self
+        found = maximum([minimum([self, Scale(highest)]), Scale(MIN_EXPONENT)])
+        for atom, _ in found.terms:
+            atom.held = True
+        return found
+
+    def exponent(self) -> Any:
+        """log2 of the scale: a Python int, or an int32 scalar."""
+        return self.constant if self.static else self._requested(float=False)
+
+    def factor(self) -> Any:
+        """The scale as a float: Python's when static, else a float32 scalar.
+
+        It is within float32's normal numbers, so that infinite data times it is no NaN.
+        """
+        if self.static:
+            return math.ldexp(1, min(max(self.constant, MIN_EXPONENT), BIAS))
+        given = self.alone and self.alone.array
+        if given is not None and given.dtype == jnp.float32:
+            return here(given)
+        return self._requested(float=True)
+
+    def _requested(self, float: bool) -> Any:
+        return once(self.terms[0][0], (self, float), lambda: requested(self, float))
+
+
+ONE = Scale()
+
+
+def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
+    """What a rule makes of some scales at run time; the same again for the same ones."""
+    [(atom, _), *_] = (term for scale in scales for term in scale.terms)
+    key = rule, frozenset(scales)
+    if key not in atom.memo:
+        atom.memo[key] = Scale(0, [(Atom(rule=rule, operands=scales), 1)])
+    return atom.memo[key]
+
+
+def maximum(scales: Sequence[Scale]) -> Scale:
+    """The largest of some scales; known maxima and differences are folded while tracing."""
+    largest: dict[tuple, Scale] = {}
+    for scale in (part for x in scales for part in _parts(x)):
+        other = largest.get(scale.terms)
+        largest[scale.terms] = scale if other is None or scale.constant > other.constant else other
+    found = list(largest.values())
+    whole = [x for x in scales if set(_parts(x)) == set(found)]
+    return (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
+
+
+def minimum(scales: Sequence[Scale]) -> Scale:
+    """The smallest of some scales."""
+    return maximum([scale**-1 for scale in scales]) ** -1
+
+
+def select(which: Any, first: Scale, second: Scale) -> Scale:
+    """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
+    index = once(which, "index", lambda: Scale.unknown(jnp.int32(which)))
+    return Scale(0, [(Atom(rule="select", operands=[index, first, second]), 1)])
+
+
+def chosen(scales: Iterable[Scale | None], choose: Callable = maximum) -> Scale | None:
+    """The largest, or another choice, of the scales that are not any scale."""
+    known = [scale for scale in scales if scale is not None]
+    return choose(known) if known else None
+
+
+def _parts(scale: Scale) -> list[Scale]:
+    """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
+    for atom, n in scale.terms:
+        if n == 1 and atom.rule == "maximum" and len(atom.operands) <= _MOST_PARTS:
+            rest = scale / Scale(0, [(atom, 1)])
+            return [operand * rest for operand in atom.operands]
+    return [scale]

@@ -1,0 +1,193 @@
+"""Scales needed at run time, computed many at once.
+
+One by one they would be thousands of scalar operations, copied by XLA into every loop that reads
+them. A program's exponents stand in one int32 vector instead, and what is asked for is a product of
+it and a constant matrix.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend import core as jex
+
+from scalify_cli.jaxprs.interpreter import bind, evaluate, here, is_variable, live_equations
+from scalify_cli.jaxprs.tracing import new_trace
+from scalify_cli.scales.powers import BIAS, exponent_of_power, inverse_exp2
+
+
+class Request:
+    """A scale needed at run time, as an int32 exponent or as a float32 factor.
+
+    It is a parameter of an equation, which JAX hashes and keeps: each is one of its own.
+    """
+
+    def __init__(self, scale: Any, float: bool):
+        self.scale, self.float = scale, float
+        self.sources = list({x: None for atom, _ in scale.terms for x in atom.sources})
+
+
+exponent_p = jex.Primitive("exponent")
+exponent_p.def_abstract_eval(
+    lambda *_, asked: ShapedArray((), jnp.float32 if asked.float else jnp.int32)
+)
+
+
+def requested(scale: Any, float: bool) -> Any:
+    """A scale at run time, once it is settled."""
+    request = Request(scale, float)
+    return exponent_p.bind(*(atom.array for atom in request.sources), asked=request)
+
+
+def settled(f: Callable, shards: bool = False) -> Callable:
+    """f with the scales that it asks for computed in batches, each when its first is needed.
+
+    Args:
+        shards: whether f is of one shard, and shards may differ in what it makes.
+    """
+
+    @functools.wraps(f)
+    def run(*args: Any) -> Any:
+        with new_trace(shards):
+            closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+        asked, leaves = _Requests(closed.jaxpr), jax.tree.leaves(args)
+        outputs = evaluate(closed.jaxpr, closed.consts, leaves, asked.apply, on_value=asked.see)
+        for equation in filter(_asks, closed.jaxpr.eqns):  # JAX's caches keep the parameters
+            equation.params["asked"].scale = equation.params["asked"].sources = None
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return run
+
+
+def _asks(equation: jex.JaxprEqn) -> bool:
+    return equation.primitive is exponent_p
+
+
+class _Requests:
+    """The requests of a jaxpr that is evaluated in order."""
+
+    def __init__(self, jaxpr: jex.Jaxpr):
+        self.waiting = list(filter(_asks, live_equations(jaxpr)))
+        self.sources = {x for e in self.waiting for x in e.invars if is_variable(x)}
+        self.asked = {e.outvars[0] for e in self.waiting}
+        self.values: dict[Any, Any] = {}  # of the sources, and the answers
+        self.exponents = _Exponents()
+
+    def see(self, variable: Any, value: Any) -> Any:
+        if variable in self.sources:
+            self.values[variable] = value
+        return value
+
+    def apply(self, equation: jex.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        if not _asks(equation):
+            asked = [is_variable(x) and x in self.asked for x in equation.invars]
+            pairs = zip(asked, operands, strict=True)
+            return bind(equation, [here(x) if answer else x for answer, x in pairs])
+        [variable] = equation.outvars
+        if variable not in self.values:
+            self.compute()
+        return [self.values[variable]]
+
+    def compute(self) -> None:
+        """All that can be computed by now."""
+        ready = [e for e in self.waiting if all(map(self.known, e.invars))]
+        self.waiting = [e for e in self.waiting if e not in ready]
+        for e in ready:
+            values = (here(self.values.get(x, getattr(x, "val", None))) for x in e.invars)
+            self.exponents.given |= zip(e.params["asked"].sources, values, strict=True)
+        answers = self.exponents.compute([e.params["asked"] for e in ready])
+        self.values |= {e.outvars[0]: answers[e.params["asked"]] for e in ready}
+
+    def known(self, x: Any) -> bool:
+        return not is_variable(x) or x in self.values
+
+
+class _Exponents:
+    """The int32 exponents of the atoms of a program, in one vector that grows as they are known.
+
+    Its first element is 1, which constants are multiples of.
+    """
+
+    def __init__(self):
+        self.given: dict[Any, Any] = {}
+        self.place: dict[Any, int] = {}
+        self.vector: Any = np.ones(1, np.int32)
+
+    def compute(self, requests: Sequence[Request]) -> dict[Request, Any]:
+        """What was asked for, in a few operations on vectors."""
+        self.vector, answers = here(self.vector), {}
+        self._include([atom for atom in self.given if atom not in self.place])
+        for atoms in self._levels(request.scale for request in requests):
+            self._append(self._made(atoms), atoms)
+        for float in (True, False):
+            group = [request for request in requests if request.float == float]
+            if group:
+                sums = self._sums([request.scale for request in group], inverse=float)
+                values = jnp.unstack(inverse_exp2(sums) if float else sums)
+                answers |= zip(group, values, strict=False)
+        return answers
+
+    def _include(self, atoms: Sequence[Any]) -> None:
+        """Adds what came from outside: float32 scales, then int32 exponents."""
+        for dtype, exponents in ((jnp.float32, exponent_of_power), (jnp.int32, lambda x: x)):
+            group = [atom for atom in atoms if self.given[atom].dtype == dtype]
+            if group:
+                self._append(exponents(jnp.stack([self.given[atom] for atom in group])), group)
+
+    def _append(self, new: Any, atoms: Sequence[Any]) -> None:
+        self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
+        self.vector = lax.concatenate([self.vector, new], 0)
+
+    def _levels(self, scales: Iterable[Any]) -> list[list[Any]]:
+        """The atoms still to be made of others, each level from those before it; a level has one
+        kind of rule."""
+        found: dict[Any, None] = {}
+        waiting = [atom for scale in scales for atom, _ in scale.terms]
+        while waiting:
+            atom = waiting.pop()
+            if atom not in found and atom not in self.place:
+                found[atom] = None
+                waiting += [below for scale in atom.operands for below, _ in scale.terms]
+        levels: dict[Any, list[Any]] = {}
+        for atom in sorted(found, key=lambda atom: (atom.depth, atom.rule, atom.serial)):
+            levels.setdefault((atom.depth, atom.rule), []).append(atom)
+        return list(levels.values())
+
+    def _made(self, atoms: Sequence[Any]) -> Any:
+        """The exponents of atoms that one rule makes."""
+        count = max(len(atom.operands) for atom in atoms)
+        padded = [x.operands + x.operands[:1] * (count - len(x.operands)) for x in atoms]
+        columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
+        return _RULES[atoms[0].rule](self._sums(columns)[: len(columns)].reshape(count, -1))
+
+    def _sums(self, scales: Sequence[Any], inverse: bool = False) -> Any:
+        """The exponents of some scales: one product of the vector and a constant matrix.
+
+        At least two columns, because XLA computes narrower products anew wherever they are read.
+
+        Args:
+            inverse: whether they are wanted as the codes of ``inverse_exp2``.
+        """
+        matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
+        for column, scale in enumerate(scales):
+            matrix[0, column] = scale.constant
+            for atom, n in scale.terms:
+                matrix[self.place[atom], column] = n
+        if inverse:
+            matrix *= -1
+            matrix[0] += BIAS + 1
+        return lax.dot(self.vector, matrix)
+
+
+_RULES: dict[str, Callable] = {
+    "maximum": lambda rows: lax.reduce_max(rows, (0,)),
+    "select": lambda rows: lax.select(lax.eq(rows[0], np.int32(0)), rows[1], rows[2]),
+    "root 2": lambda rows: lax.shift_right_arithmetic(rows[0], lax.full_like(rows[0], 1)),
+    "root 3": lambda rows: jnp.floor_divide(rows[0], np.int32(3)),
+}
+"""Atoms made of other scales: of their exponents, one row an operand, one column an atom."""
