@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 from scalify_cli.core.ruled_primitive import RuledPrimitive
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
-from scalify_cli.core.values import Scaled, enter, leave, promote
+from scalify_cli.core.values import Scaled, enter, leave, plain
 
 
 class custom_scale:
@@ -71,10 +71,10 @@ def _scale_rule(equation: Any, *operands: Any) -> list[Any]:
     scales = {}
 
     def argument(x: Any) -> Any:
-        if not isinstance(x, Scaled):
-            return x
-        array = leave(promote(x))
-        scales[id(array.scale)] = (promote(x).scale, array.scale)
+        if not isinstance(x, Scaled) or x.loose:
+            return plain(x)
+        array = leave(x)
+        scales[id(array.scale)] = (x.scale, array.scale)
         return array
 
     def result(x: Any) -> Any:

@@ -136,7 +136,10 @@ def _plain(x: Any, dtype: Any) -> Any:
     if not is_scaled(x):
         return x if dtype is None or not _is_float_array(x) else jnp.asarray(x, dtype)
     wide = wide_dtype(x.dtype)
-    return (x.data.astype(wide) * x.scale.astype(wide)).astype(dtype or x.dtype)
+    scale = x.scale.reshape(
+        x.scale.shape + (1,) * (x.ndim - x.scale.ndim)
+    )  # one an element of a batch
+    return (x.data.astype(wide) * scale.astype(wide)).astype(dtype or x.dtype)
 
 
 def _known(scale: Any) -> jax.Array:

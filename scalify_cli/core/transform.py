@@ -18,7 +18,7 @@ from scalify_cli.core.dtypes import is_float, is_narrow
 from scalify_cli.core.fusion import fused
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS
-from scalify_cli.core.rules.families import fallback
+from scalify_cli.core.rules.families import fallback, is_array
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
 from scalify_cli.core.values import (
     Scaled,
@@ -48,7 +48,7 @@ _CONTROL = {*CALLS.values(), *LOOPS.values()}
 _KEEPS_VALUE = {
     *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.copy_p),
     *(p.convert_element_type_p, p.stop_gradient_p, p.sharding_constraint_p),
-    "reshard",  # under a mesh, the cotangent that a gradient begins with is one
+    *("reshard", "pvary"),  # under a mesh, zeros and the cotangent that a gradient begins with
 }
 _FOLDS: dict[Any, Callable] = {
     **{p.add_p: np.add, p.sub_p: np.subtract, p.mul_p: np.multiply, p.div_p: np.divide},
@@ -182,7 +182,8 @@ def _promoted(equation: Any, operands: Sequence[Any], fuses: bool) -> list[Any]:
     shape = equation.outvars[0].aval.shape if equation.outvars else ()
     arrays = [x for x in operands if not isinstance(x, Uniform) and np.shape(x) == shape]
     whole = not (arrays and equation.primitive in _TAKES_SCALARS)
-    values = [promote(x, whole) if is_float(x) else x for x in operands]
+    pairs = zip(operands, map(is_array, equation.invars), strict=True)
+    values = [promote(x, whole) if array and is_float(x) else x for x, array in pairs]
     return [x.with_data(register(x)) if fuses and isinstance(x, Scaled) else x for x in values]
 
 

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.sharding import AxisType, PartitionSpec
+
+from scalify_cli.jaxprs.tracing import shard_level
 
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
 
@@ -131,10 +134,14 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     primitive = equation.primitive
     # `get_bind_params` turns the call jaxprs of higher-order primitives back into functions.
     params = primitive.get_bind_params({**equation.params, **changed})
-    if primitive.name == "pvary" and not varying_axes(operands[0]).isdisjoint(params["axes"]):
-        return list(operands)  # a scale that is computed together with others varies as they do
+    if primitive.name == "pvary" and (
+        shard_level() or not varying_axes(operands[0]).isdisjoint(params["axes"])
+    ):
+        return list(operands)  # where JAX does not track how shards differ, or has by itself
     if primitive.name in _UNTRACKED and not varying_axes(operands[0]):
         return [_UNTRACKED[primitive.name](operands[0], params)]
+    if len(operands) > 1 and not jax.sharding.get_abstract_mesh().empty:
+        operands = [varying_as(x, *operands) for x in operands]
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
 
@@ -148,8 +155,14 @@ _UNTRACKED: dict[str, Callable] = {
 """What JAX calls otherwise where it does not track how shards differ."""
 
 
+def varying_as(x: Any, *others: Any) -> Any:
+    """x, with the shards tracked to differ where those of any other do."""
+    missing = frozenset().union(*map(varying_axes, others)) - varying_axes(x)
+    return lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+
 def varying_axes(x: Any) -> frozenset:
     """The axes of ``shard_map`` along which JAX has tracked x to differ between the shards."""
-    kind = jax.typeof(x)
+    kind = x if isinstance(x, ShapedArray) else jax.typeof(x)
     tracked = getattr(kind, "mat", None)  # a plain set in JAX before 0.10
     return tracked.varying if tracked else getattr(kind, "vma", frozenset())

@@ -6,6 +6,7 @@ it and a constant matrix.
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,15 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
-from scalify_cli.jaxprs.interpreter import bind, evaluate, here, is_variable, live_equations
+from scalify_cli.jaxprs.interpreter import (
+    bind,
+    evaluate,
+    here,
+    is_variable,
+    live_equations,
+    varying_as,
+    varying_axes,
+)
 from scalify_cli.jaxprs.tracing import new_trace
 from scalify_cli.scales.powers import BIAS, exponent_of_power, inverse_exp2
 
@@ -32,16 +41,20 @@ class Request:
         self.sources = list({x: None for atom, _ in scale.terms for x in atom.sources})
 
 
+def _type(first: Any, *_: Any, asked: Request) -> Any:
+    dtype = jnp.dtype(jnp.float32 if asked.float else jnp.int32)
+    return first.update(dtype=dtype) if varying_axes(first) else ShapedArray((), dtype)
+
+
 exponent_p = jex.Primitive("exponent")
-exponent_p.def_abstract_eval(
-    lambda *_, asked: ShapedArray((), jnp.float32 if asked.float else jnp.int32)
-)
+exponent_p.def_abstract_eval(_type)
 
 
 def requested(scale: Any, float: bool) -> Any:
     """A scale at run time, once it is settled."""
     request = Request(scale, float)
-    return exponent_p.bind(*(atom.array for atom in request.sources), asked=request)
+    arrays = [atom.array for atom in request.sources]
+    return exponent_p.bind(*(varying_as(x, *arrays) for x in arrays), asked=request)
 
 
 def settled(f: Callable, shards: bool = False) -> Callable:
@@ -76,7 +89,7 @@ class _Requests:
         self.sources = {x for e in self.waiting for x in e.invars if is_variable(x)}
         self.asked = {e.outvars[0] for e in self.waiting}
         self.values: dict[Any, Any] = {}  # of the sources, and the answers
-        self.exponents = _Exponents()
+        self.exponents: dict[Any, _Exponents] = defaultdict(_Exponents)  # by how shards differ
 
     def see(self, variable: Any, value: Any) -> Any:
         if variable in self.sources:
@@ -97,11 +110,15 @@ class _Requests:
         """All that can be computed by now."""
         ready = [e for e in self.waiting if all(map(self.known, e.invars))]
         self.waiting = [e for e in self.waiting if e not in ready]
+        groups: dict[Any, list[Any]] = {}
         for e in ready:
-            values = (here(self.values.get(x, getattr(x, "val", None))) for x in e.invars)
-            self.exponents.given |= zip(e.params["asked"].sources, values, strict=True)
-        answers = self.exponents.compute([e.params["asked"] for e in ready])
-        self.values |= {e.outvars[0]: answers[e.params["asked"]] for e in ready}
+            values = [here(self.values.get(x, getattr(x, "val", None))) for x in e.invars]
+            axes = varying_axes(e.outvars[0].aval)
+            self.exponents[axes].given |= zip(e.params["asked"].sources, values, strict=True)
+            groups.setdefault(axes, []).append(e)
+        for axes, group in groups.items():
+            answers = self.exponents[axes].compute([e.params["asked"] for e in group])
+            self.values |= {e.outvars[0]: answers[e.params["asked"]] for e in group}
 
     def known(self, x: Any) -> bool:
         return not is_variable(x) or x in self.values

@@ -7,7 +7,7 @@ its carry would square its scale too. So a loop's stacked outputs, saved activat
 as narrow as plain JAX's where their scales are known.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from scalify_cli.core.dtypes import cast, is_float, is_narrow
 from scalify_cli.core.rules.definitions import rewritten
 from scalify_cli.core.values import Scaled, Uniform, at, measured, plain, promote, stored
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_counts, scan_with, switch_again
+from scalify_cli.jaxprs.interpreter import varying_as
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MIN_EXPONENT, exp2
 from scalify_cli.scales.scale import ONE, Scale, chosen
@@ -52,6 +53,13 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     if not alone or x.unit.level == level():
         x = replace(x, data=at(x, ONE), unit=ONE)
     return replace(x, data=None, scale=x.scale if known else UNKNOWN), x.data
+
+
+def _left(values: Sequence[Any], forms: list[Any], **options: bool) -> list[Any]:
+    """The arrays that leave a body, and in ``forms`` what is known of them outside."""
+    pairs = [leaving(x, **options) for x in values]
+    forms[:] = [form for form, _ in pairs]
+    return [array for _, array in pairs]
 
 
 def arrived(form: Any, array: Any) -> Any:
@@ -105,7 +113,7 @@ class Carry:
         x = promote(x)
         same = x.scale is not None and x.scale == self.scale
         x = stored(x if same else measured(at(x, ONE), x.dtype))
-        return x.data, jnp.asarray(x.scale.exponent(), jnp.int32)
+        return x.data, varying_as(jnp.asarray(x.scale.exponent(), jnp.int32), x.data)
 
     def after(self, arrays: Any) -> Any:
         """The value that the loop ends with."""
@@ -144,9 +152,8 @@ def scan(equation, *operands, run):
         values = map(Carry.inside, carries, carry)
         parts = map(_row, rows, slices)
         outputs = run(equation.params["jaxpr"], [*operands[:first], *values, *parts])
-        stacked = [leaving(x, stacked=True) for x in outputs[count:]]
-        forms[:] = [form for form, _ in stacked]
-        return list(map(Carry.leave, carries, outputs)), [array for _, array in stacked]
+        stacked = _left(outputs[count:], forms, stacked=True)
+        return list(map(Carry.leave, carries, outputs)), stacked
 
     start = [own.start for own in carries]
     carry, stacked = scan_with(equation, settled(body), start, list(map(_array, rows)))
@@ -165,23 +172,43 @@ def _row(x: Any, data: Any) -> Any:
 
 
 def while_loop(equation, *operands, run):
-    """The carries are a scan's; the condition sees their true sizes."""
+    """The carries are a scan's; the condition sees their true sizes. Where ``vmap`` made an array of
+    it, each element keeps its carries once its own loop has ended."""
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
     carries = list(map(Carry, operands[last:]))
+    [holding] = params["cond_jaxpr"].out_avals
 
-    def holds(carry):
-        values = map(Carry.inside, carries, carry)
+    def held(values):
         return plain(run(params["cond_jaxpr"], [*operands[:first], *values])[0])
 
+    def holds(carry):
+        which = held(map(Carry.inside, carries, carry))
+        return lax.reduce_or(which, range(holding.ndim)) if holding.ndim else which
+
     def body(carry):
-        values = map(Carry.inside, carries, carry)
+        values = list(map(Carry.inside, carries, carry))
         outputs = run(params["body_jaxpr"], [*operands[first:last], *values])
+        if holding.ndim:
+            outputs = run(_choice(holding, params["body_jaxpr"]), [held(values), *values, *outputs])
         return list(map(Carry.leave, carries, outputs))
 
     carry = lax.while_loop(settled(holds), settled(body), [own.start for own in carries])
     return list(map(Carry.after, carries, carry))
+
+
+def _choice(which: Any, body: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
+    """The program that takes the new carries where ``which`` holds, and else the old."""
+
+    def chosen(which, old, new):
+        axes = range(which.ndim)
+        return [
+            lax.select_n(lax.broadcast_in_dim(which, x.shape, axes), x, y)
+            for x, y in zip(old, new, strict=True)
+        ]
+
+    return jax.make_jaxpr(chosen)(which, body.out_avals, body.out_avals)
 
 
 def cond(equation, which, *operands, run):
@@ -190,9 +217,8 @@ def cond(equation, which, *operands, run):
 
     def branch(closed):
         def body():
-            left = [leaving(x, alone=False) for x in run(closed, list(operands))]
-            forms.append([form for form, _ in left])
-            return [array for _, array in left]
+            forms.append([])
+            return _left(run(closed, list(operands)), forms[-1], alone=False)
 
         return settled(body)
 
@@ -217,8 +243,7 @@ def remat(equation, *operands, run):
     forms: list[Any] = []
 
     def body():
-        forms[:], arrays = zip(*map(leaving, run(closed, list(operands))), strict=True)
-        return list(arrays)
+        return _left(run(closed, list(operands)), forms)
 
     traced = jax.make_jaxpr(settled(body))()  # what it reads from outside are its constants
     inner = traced.jaxpr.replace(constvars=[], invars=traced.jaxpr.constvars)
@@ -235,8 +260,7 @@ def shard_map(equation, *operands, run):
 
     def body(arrays):
         own = map(_shard, params["jaxpr"].invars, operands, arrays)
-        forms[:], outputs = zip(*map(leaving, run(closed, list(own))), strict=True)
-        return list(outputs)
+        return _left(run(closed, list(own)), forms)
 
     outputs = jax.shard_map(
         settled(body, shards=True),

@@ -236,7 +236,7 @@ def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
 def _each(equation: Any, outputs: Sequence[Any], make: Callable) -> list[Any]:
     """Float arrays among an equation's outputs as ``make`` makes them of their types."""
     pairs = zip(equation.outvars, outputs, strict=True)
-    return [make(var.aval, x) if _is_array(var) and is_float(x) else x for var, x in pairs]
+    return [make(var.aval, x) if is_array(var) and is_float(x) else x for var, x in pairs]
 
 
 def fallback(equation: Any, *operands: Any) -> list[Any]:
@@ -246,11 +246,12 @@ def fallback(equation: Any, *operands: Any) -> list[Any]:
     """
     calls = any(isinstance(value, _PROGRAMS) for value in jax.tree.leaves(equation.params))
     returns = equation.effects and equation.outvars  # from Python, which expects its dtypes
-    arrays = all(map(_is_array, (*equation.invars, *equation.outvars)))  # and no references
+    arrays = all(map(is_array, (*equation.invars, *equation.outvars)))  # and no references
     return (at_one if arrays and not (calls or returns) else in_own_dtype)(equation, *operands)
 
 
-def _is_array(variable: Any) -> bool:
+def is_array(variable: Any) -> bool:
+    """Whether what an equation reads or makes is no reference, token or the like."""
     return isinstance(variable.aval, ShapedArray)
 
 
@@ -270,4 +271,5 @@ def root(n: int, function: Callable) -> Rule:
 
 def binades(count: int) -> int:
     """The power of two at or below the square root of a count of summed terms."""
-    return math.floor(math.log2(count) / 2) if count > 0 else 0
+    known = isinstance(count, int) and count > 0  # not symbolic
+    return math.floor(math.log2(count) / 2) if known else 0
