@@ -140,7 +140,8 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
         return list(operands)  # where JAX does not track how shards differ, or has by itself
     if primitive.name in _UNTRACKED and not varying_axes(operands[0]):
         return [_UNTRACKED[primitive.name](operands[0], params)]
-    if len(operands) > 1 and not jax.sharding.get_abstract_mesh().empty:
+    meshed = len(operands) > 1 and not jax.sharding.get_abstract_mesh().empty
+    if meshed and not any(jex.jaxprs_in_params(equation.params)):
         operands = [varying_as(x, *operands) for x in operands]
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
