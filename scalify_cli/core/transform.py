@@ -18,7 +18,8 @@ from scalify_cli.core.dtypes import is_float, is_narrow
 from scalify_cli.core.fusion import fused
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS
-from scalify_cli.core.rules.families import fallback, is_array
+from scalify_cli.core.rules.families import is_array
+from scalify_cli.core.rules.programs import fallback
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
 from scalify_cli.core.values import (
     Scaled,

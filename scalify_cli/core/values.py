@@ -10,6 +10,7 @@ add x at 2**5 and y at 2**-9, so both are multiplied by their units, as plain JA
 sum is brought to the larger scale if it is stored. Narrow dtypes compute in float32 meanwhile.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,15 @@ from jax.core import Tracer
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import ScaledArray
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, log2_floor
+from scalify_cli.scales.powers import MIN_EXPONENT, log2_floor
 from scalify_cli.scales.scale import ONE, Scale
 
+TRUSTED = 8
+"""The degree up to which a scale that propagation gives is taken for the size of the data."""
+VAGUE = Scale(degree=TRUSTED + 1)
+"""Of functions that say nothing of their results' size."""
 _NEAR = 16  # binades from 1 of a known unit that sums may be in
-_HIGHEST = 96  # log2 of a product's scale in a wide dtype: values near 1 are normal numbers there
+_FURTHEST = 96  # log2 of a scale in a wide dtype: values near 1 are normal numbers there
 _OF_WIDE_ZEROS = np.int32(-40)  # far below others, but not so far that 1/0 crowds them out
 
 
@@ -108,14 +113,14 @@ def enter(x: Any) -> Any:
         return x
     if isinstance(x.scale, Tracer):
         return Scaled(x.data, Scale.unknown(lax.stop_gradient(x.scale)))
-    return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1))
+    return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1, degree=1))
 
 
 def leave(x: Any) -> Any:
     """A result of the transform: ``Scaled`` becomes ``ScaledArray``, the rest plain arrays."""
     if not isinstance(x, Scaled) or x.loose:
         return plain(x)
-    x = held(x)
+    x = held(sized(x))
     factor = (x.scale or Scale(MIN_EXPONENT)).factor()
     if x.scale is None or x.unit != ONE or x.scale.static:
         data = stored(x).data
@@ -126,8 +131,8 @@ def leave(x: Any) -> Any:
 
 def held(x: Scaled) -> Scaled:
     """x with a scale that float32 holds."""
-    highest = MAX_EXPONENT if is_narrow(x.dtype) else _HIGHEST
-    return replace(x, scale=x.scale and x.scale.clamped(highest))
+    bounds = () if is_narrow(x.dtype) else (-_FURTHEST, _FURTHEST)
+    return replace(x, scale=x.scale and x.scale.clamped(*bounds))
 
 
 def constant(x: Any) -> Any:
@@ -162,7 +167,7 @@ def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
         exponent = log2_floor(cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32))
         return Scale.unknown(exponent if is_narrow(dtype) else lax.max(exponent, _OF_WIDE_ZEROS))
 
-    return Scaled(data, once(data, "measured", largest) * unit, unit, dtype)
+    return Scaled(data, (once(data, "measured", largest) * unit).of_degree(1), unit, dtype)
 
 
 def register(x: Scaled) -> Any:
@@ -180,16 +185,25 @@ def times(data: Any, scale: Scale) -> Any:
     """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
     if scale == ONE:
         return data
+    if scale.far:
+        return functools.reduce(times, scale.halves(), data)
     if scale.static:
         return lax.mul(data, np.asarray(scale.factor(), data.dtype))
     return once(data, scale, lambda: lax.mul(data, cast(scale.factor(), data.dtype)))
 
 
+def sized(x: Scaled) -> Scaled:
+    """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
+    vague = x.scale is not None and abs(x.scale.degree) > TRUSTED and is_narrow(x.dtype)
+    return replace(measured(register(x), x.dtype, x.unit), loose=x.loose) if vague else x
+
+
 def stored(x: Scaled) -> Scaled:
     """x in its own dtype, at its scale."""
-    unit = x.scale or ONE
-    if x.unit == unit and x.data.dtype == x.dtype:
+    if x.data.dtype == x.dtype and x.unit == (x.scale or ONE):
         return x
+    x = sized(x)
+    unit = x.scale or ONE
     return replace(x, data=cast(at(x, unit), x.dtype), unit=unit)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
@@ -52,8 +53,9 @@ def scan_again(
 
 def scan_with(equation: jex.JaxprEqn, body: Callable, start: Any, rows: Any) -> tuple[Any, Any]:
     """Another body in the loop of a ``scan`` equation."""
-    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
-    return lax.scan(body, start, rows, **options)
+    options = {name: equation.params[name] for name in ("reverse", "unroll")}
+    length = None if jax.tree.leaves(rows) else equation.params["length"]  # it may be symbolic
+    return lax.scan(body, start, rows, length, **options)
 
 
 def switch_again(

@@ -40,21 +40,29 @@ class Atom:
         self.sources: dict[Atom, None] = {x: None for atom in below for x in atom.sources}
         self.sources |= {} if rule else {self: None}
         self.held = not rule or (rule == "maximum" and all(x.held for x in operands))
-        self.memo: dict[Any, Scale] = {}
+        self.memo: dict[Any, Atom] = {}
 
 
 class Scale:
-    """log2 of a scale: ``constant + sum(coefficient * atom)``."""
+    """log2 of a scale: ``constant + sum(coefficient * atom)``.
 
-    __slots__ = ("constant", "terms")
+    Args:
+        degree: how many scales of arguments it is a product of. Data that is not near 1 in them is
+            far from it in a product of many. Equal scales may differ in it.
+    """
 
-    def __init__(self, constant: int = 0, terms: Iterable[tuple[Atom, int]] = ()):
-        self.constant, self.terms = constant, tuple(terms)  # in the order of their making
+    __slots__ = ("constant", "degree", "terms")
+
+    def __init__(
+        self, constant: int = 0, terms: Iterable[tuple[Atom, int]] = (), degree: float = 0
+    ):
+        self.constant, self.degree = constant, degree
+        self.terms = tuple(terms)  # in the order of their making
 
     @staticmethod
     def unknown(exponent: Any) -> "Scale":
         """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself."""
-        return Scale(0, [(Atom(exponent), 1)])
+        return Scale(0, [(Atom(exponent), 1)], 1)
 
     @property
     def static(self) -> bool:
@@ -91,29 +99,48 @@ class Scale:
         for atom, n in other.terms:
             counts[atom] = counts.get(atom, 0) + n
         terms = sorted((x for x in counts.items() if x[1]), key=lambda x: x[0].serial)
-        return Scale(self.constant + other.constant, terms)
+        return Scale(self.constant + other.constant, terms, self.degree + other.degree)
 
     def __pow__(self, n: int) -> "Scale":
-        return Scale(self.constant * n, ((atom, k * n) for atom, k in self.terms if n))
+        terms = ((atom, k * n) for atom, k in self.terms if n)
+        return Scale(self.constant * n, terms, self.degree * n)
 
     def __truediv__(self, other: "Scale") -> "Scale":
         return self * other**-1
 
     def shifted(self, binades: int) -> "Scale":
         """This scale times 2**binades."""
-        return Scale(self.constant + binades, self.terms)
+        return Scale(self.constant + binades, self.terms, self.degree)
+
+    def of_degree(self, degree: float) -> "Scale":
+        """The same scale, known to be of another degree."""
+        return self if degree == self.degree else Scale(self.constant, self.terms, degree)
 
     def root(self, n: int) -> "Scale":
         """The largest power of two whose n-th power this scale is not less than."""
         if all(k % n == 0 for _, k in self.terms):
-            return Scale(self.constant // n, ((atom, k // n) for atom, k in self.terms))
-        return _derived(f"root {n}", [self])
+            terms = ((atom, k // n) for atom, k in self.terms)
+            return Scale(self.constant // n, terms, self.degree / n)
+        return _derived(f"root {n}", [self], self.degree / n)
 
-    def clamped(self, highest: int = MAX_EXPONENT) -> "Scale":
-        """The nearest scale that float32 holds, up to 2**highest."""
+    @property
+    def far(self) -> bool:
+        """Whether float32 may not hold it although it holds what it is a product of."""
+        if self.static:
+            return abs(self.constant) > MAX_EXPONENT
+        return abs(self.degree) > 2 and len({n > 0 for _, n in self.terms}) == 1
+
+    def halves(self) -> list["Scale"]:
+        """Two scales whose product it is."""
+        terms = self.terms[1::2] if len(self.terms) > 1 else [(x, n // 2) for x, n in self.terms]
+        half = Scale(self.constant // 2, (x for x in terms if x[1]), self.degree / 2)
+        return [half, self / half]
+
+    def clamped(self, lowest: int = MIN_EXPONENT, highest: int = MAX_EXPONENT) -> "Scale":
+        """The nearest scale that float32 holds, from 2**lowest to 2**highest."""
         if self.held and not self.static:
             return self
-        found = maximum([minimum([self, Scale(highest)]), Scale(MIN_EXPONENT)])
+        found = maximum([minimum([self, Scale(highest)]), Scale(lowest)])
         for atom, _ in found.terms:
             atom.held = True
         return found
@@ -141,13 +168,13 @@ class Scale:
 ONE = Scale()
 
 
-def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
+def _derived(rule: str, scales: Sequence[Scale], degree: float) -> Scale:
     """What a rule makes of some scales at run time; the same again for the same ones."""
-    [(atom, _), *_] = (term for scale in scales for term in scale.terms)
+    [(first, _), *_] = (term for scale in scales for term in scale.terms)
     key = rule, frozenset(scales)
-    if key not in atom.memo:
-        atom.memo[key] = Scale(0, [(Atom(rule=rule, operands=scales), 1)])
-    return atom.memo[key]
+    if key not in first.memo:
+        first.memo[key] = Atom(rule=rule, operands=scales)
+    return Scale(0, [(first.memo[key], 1)], degree)
 
 
 def maximum(scales: Sequence[Scale]) -> Scale:
@@ -158,7 +185,10 @@ def maximum(scales: Sequence[Scale]) -> Scale:
         largest[scale.terms] = scale if other is None or scale.constant > other.constant else other
     found = list(largest.values())
     whole = [x for x in scales if set(_parts(x)) == set(found)]
-    return (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
+    degree = max((x.degree for x in scales), key=abs)
+    if whole or len(found) == 1:
+        return (whole or found)[0].of_degree(degree)
+    return _derived("maximum", found, degree)
 
 
 def minimum(scales: Sequence[Scale]) -> Scale:
@@ -169,7 +199,8 @@ def minimum(scales: Sequence[Scale]) -> Scale:
 def select(which: Any, first: Scale, second: Scale) -> Scale:
     """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
     index = once(which, "index", lambda: Scale.unknown(jnp.int32(which)))
-    return Scale(0, [(Atom(rule="select", operands=[index, first, second]), 1)])
+    atom = Atom(rule="select", operands=[index, first, second])
+    return Scale(0, [(atom, 1)], max(first.degree, second.degree, key=abs))
 
 
 def chosen(scales: Iterable[Scale | None], choose: Callable = maximum) -> Scale | None:

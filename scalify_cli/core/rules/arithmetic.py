@@ -14,6 +14,7 @@ from scalify_cli.core.rules.families import (
     POSITIVE,
     agrees,
     at_one,
+    factors,
     multiplied,
     of_sum,
     opaque,
@@ -26,6 +27,7 @@ from scalify_cli.core.rules.families import (
     root,
     scale_free,
     smallest,
+    vague,
 )
 from scalify_cli.core.values import Scaled, aligned, at, register, stored
 from scalify_cli.jaxprs.interpreter import bind
@@ -61,9 +63,10 @@ def general_power(equation, x, y):
     """Powers known while tracing: integers and halves keep their scale; others are opaque."""
     n = 0.25 if y.number is None else y.number
     if abs(n) == 0.5:
-        return (SQRT if n > 0 else RSQRT)(equation, x)
+        return root(int(2 * n) * 2, lambda data: lax.pow(data, lax.full_like(data, n)))(equation, x)
     if abs(n) > 8 or not float(n).is_integer():
-        return at_one(equation, x, y)
+        return vague(equation, x, y)
+    [x] = factors([x], [int(n)])
     data = lax.integer_pow(register(x), int(n))
     return [result(equation.outvars[0].aval, data, *multiplied([x], [int(n)]))]
 
@@ -91,14 +94,13 @@ def of_polynomial(*scales):
     return chosen(c and x and c * x**i if i else c for i, c in enumerate(coefficients))
 
 
-SQRT, RSQRT = root(2, lax.sqrt), root(-2, lax.rsqrt)
 RULES: dict[Any, Callable] = {
     p.mul_p: product,
     p.div_p: quotient,
     p.integer_pow_p: power,
     p.square_p: power,
-    p.sqrt_p: SQRT,
-    p.rsqrt_p: RSQRT,
+    p.sqrt_p: root(2, lax.sqrt),
+    p.rsqrt_p: root(-2, lax.rsqrt),
     p.cbrt_p: root(3, lax.cbrt),
     p.pow_p: general_power,
     p.rem_p: agrees(smallest),
@@ -125,16 +127,18 @@ SHRINKING = (
     *(p.asin_p, p.atan_p, p.asinh_p, p.atanh_p),
 )
 """|f(x)| is about |x| at most."""
-OPAQUE = (
-    *(p.exp_p, p.exp2_p, p.expm1_p, p.log_p, p.logistic_p, p.erfc_p, p.atan2_p),
-    *(p.cos_p, p.tan_p, p.acos_p, p.sinh_p, p.cosh_p, p.acosh_p, p.bessel_i0e_p),
-    *(p.lgamma_p, p.digamma_p, p.polygamma_p, p.zeta_p, p.regularized_incomplete_beta_p),
-    *(p.igamma_p, p.igammac_p, p.igamma_grad_a_p),
+NEAR_ONE = (
+    *(p.log_p, p.cos_p, p.acos_p, p.acosh_p, p.bessel_i0e_p),
+    *(p.regularized_incomplete_beta_p, p.igamma_p, p.igammac_p),
     "log2",  # by name: the older JAX divides two logarithms instead
+)
+ANY_SIZE = (
+    *(p.exp_p, p.exp2_p, p.expm1_p, p.atan2_p, p.tan_p, p.sinh_p, p.cosh_p),
+    *(p.lgamma_p, p.digamma_p, p.polygamma_p, p.zeta_p, p.igamma_grad_a_p),
 )
 RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum)))
-RULES |= dict.fromkeys(OPAQUE, at_one)
+RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(with_one(minimum), BOUNDED))
 RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
 RULES |= {

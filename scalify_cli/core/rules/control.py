@@ -21,7 +21,17 @@ from jax.sharding import Sharding
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow
 from scalify_cli.core.rules.definitions import rewritten
-from scalify_cli.core.values import Scaled, Uniform, at, measured, plain, promote, stored
+from scalify_cli.core.values import (
+    VAGUE,
+    Scaled,
+    Uniform,
+    at,
+    measured,
+    plain,
+    promote,
+    sized,
+    stored,
+)
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_counts, scan_with, switch_again
 from scalify_cli.jaxprs.interpreter import varying_as
 from scalify_cli.jaxprs.tracing import level
@@ -46,6 +56,7 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     if not is_float(x):
         return None, x
     x = replace(promote(x), loose=not isinstance(x, Scaled) or x.loose)
+    x = sized(x)
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
         return replace(x, data=None, scale=UNKNOWN), (stored(x).data, x.scale.exponent())
@@ -103,7 +114,7 @@ class Carry:
             return Scaled(arrays[0], self.scale)
         if self.value.scale is None:
             return measured(arrays, self.value.dtype)
-        return Scaled(arrays, self.value.scale, ONE)
+        return Scaled(arrays, self.value.scale.of_degree(VAGUE.degree), ONE)
 
     def leave(self, x: Any) -> Any:
         """Its arrays at the end of an iteration."""
@@ -131,6 +142,14 @@ def call(name: str) -> Callable:
         return list(map(_constrained, outputs, params.get("out_shardings", outputs)))
 
     return rule
+
+
+def linear_solve(equation, *operands, run):
+    """What solves is a program; the others are for derivatives, which have been taken."""
+    lengths = equation.params["const_lengths"]
+    first = lengths.matvec + lengths.vecmat
+    inputs = [*operands[first : first + lengths.solve], *operands[sum(lengths) :]]
+    return run(equation.params["jaxprs"].solve, inputs)
 
 
 def _constrained(x: Any, sharding: Any) -> Any:
@@ -172,8 +191,8 @@ def _row(x: Any, data: Any) -> Any:
 
 
 def while_loop(equation, *operands, run):
-    """The carries are a scan's; the condition sees their true sizes. Where ``vmap`` made an array of
-    it, each element keeps its carries once its own loop has ended."""
+    """The carries are a scan's; the condition sees their true sizes. Where it is an array
+    that ``vmap`` made, each element keeps its carries once its own loop has ended."""
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
@@ -281,7 +300,7 @@ def _shard(variable: Any, x: Any, data: Any) -> Any:
 
 
 CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
-CALLS["custom_vmap_call"] = call("call")
+CALLS |= {"custom_vmap_call": call("call"), "custom_linear_solve": linear_solve}
 LOOPS = {
     p.scan_p.name: scan,
     p.while_p.name: while_loop,

@@ -6,7 +6,8 @@ the outputs. For a function f of s*x:
 * *passes through*: f(s*x) = s*f(x);
 * *multiplies*: scales and units multiply as values do;
 * *agrees*: operands share a unit first, and the scale is the largest;
-* *is opaque*: computed on true values in float32; of the result no more is known than what fits it.
+* *is opaque*: computed on true values in float32. Where the function says nothing of its result's
+  size that is measured, if it is to be stored in a narrow dtype.
 """
 
 import math
@@ -17,17 +18,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend import core as jex
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
-from scalify_cli.core.values import Scaled, aligned, at, plain, register, true_values
+from scalify_cli.core.values import (
+    TRUSTED,
+    VAGUE,
+    Scaled,
+    aligned,
+    at,
+    register,
+    true_values,
+)
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
 Rule = Callable[..., list[Any]]
-_PROGRAMS = (jex.Jaxpr, jex.ClosedJaxpr)
 BOUNDED, GATE, POSITIVE = "bounded", "gate", "positive"
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
+_TRUSTED_WIDE = 2  # units of wide data, which may be 2**40 from 1 in each
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
 
 
@@ -61,13 +69,23 @@ def multiplied(values: Sequence[Scaled], powers: Sequence[int]) -> tuple[Scale |
     return scale, unit
 
 
+def factors(values: Sequence[Scaled], powers: Sequence[int]) -> list[Scaled]:
+    """Values that are to be multiplied: as they are, or true where their product would be of so
+    many units that data which is not near 1 in each might not be a number of its dtype."""
+    most = max(TRUSTED if is_narrow(x.dtype) else _TRUSTED_WIDE for x in values)
+    if abs(multiplied(values, powers)[1].degree) <= most:
+        return list(values)
+    return [replace(x, data=at(x, ONE), unit=ONE) for x in values]
+
+
 def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Multiplication. A known power of two changes only the scale and the unit."""
     x, y = (y, x) if x.number is not None else (x, y)
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [shifted(x, by)]
-    aval, (scale, unit) = equation.outvars[0].aval, multiplied((x, y), (1, 1))
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
+    x, y = factors((x, y), (1, 1))
+    aval, (scale, unit) = equation.outvars[0].aval, multiplied((x, y), (1, 1))
     [data] = bind(equation, [register(x), register(y)])
     return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
 
@@ -76,6 +94,7 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Division. A known power of two changes only the scale and the unit."""
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [shifted(x, by**-1)]
+    x, y = factors((x, y), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
     return [result(equation.outvars[0].aval, data, *multiplied((x, y), (1, -1)))]
 
@@ -83,8 +102,9 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
 def power(equation: Any, x: Scaled) -> list[Any]:
     """x**n for an integer n (2 for ``square``), with the roundings that its dtype has."""
     n, aval = equation.params.get("y", 2), equation.outvars[0].aval
-    scale, unit = multiplied([x], [n])
     kept, role = _gate(x, x) if n == 2 else (None, "")
+    [x] = factors([x], [n])
+    scale, unit = multiplied([x], [n])
     [data] = bind(equation, [x.data])
     return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
 
@@ -190,16 +210,32 @@ def _beside(arrays: Scale | None, number: Scale | None, dtype: Any) -> Scale | N
 
 
 def picks(*sides: int) -> Rule:
-    """The result is made of elements of the operands, as of max, select, pad and concatenate.
+    """The result is made of some elements of the operands, as of max and select: perhaps of those
+    of the smaller scale only.
 
     A number beyond the dtype, such as -1e30 in FP16, is the infinity that it is in plain JAX.
     """
-    rule = agrees(of_picked(*sides))
+
+    def some(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+        arrays = {x.scale for x in values if x.number is None} - {None}
+        numbers = {x.number for x in values if x.number is not None and x.scale is not None}
+        scale = of_picked(*sides)(dtype, values)
+        return scale and (scale.of_degree(VAGUE.degree) if len(arrays) > 1 or numbers else scale)
+
+    return _with_masks(some)
+
+
+def _with_masks(scale: Callable[..., Scale | None]) -> Rule:
+    rule = agrees(scale)
 
     def picked(equation: Any, *operands: Any) -> list[Any]:
         return rule(equation, *(_mask(x) if isinstance(x, Scaled) else x for x in operands))
 
     return picked
+
+
+joins = _with_masks(of_picked())
+"""The result is made of all elements of the operands, as of pad and concatenate."""
 
 
 def _mask(x: Scaled) -> Scaled:
@@ -219,35 +255,18 @@ def opaque(scale: Callable[..., Scale | None] = lambda *_: ONE, role: str = "") 
         def fitted(aval: Any, data: Any) -> Scaled:
             return result(aval, data, scale(*own) if is_narrow(aval.dtype) else scale(), role=role)
 
-        return _each(equation, bind(equation, list(map(true_values, operands))), fitted)
+        return each(equation, bind(equation, list(map(true_values, operands))), fitted)
 
     return rule
 
 
-at_one = opaque()
+at_one, vague = opaque(), opaque(lambda *_: VAGUE)
 
 
-def in_own_dtype(equation: Any, *operands: Any) -> list[Any]:
-    """True values in the operands' own dtype: for programs, references and bits."""
-    outputs = bind(equation, list(map(plain, operands)))
-    return _each(equation, outputs, lambda aval, x: Scaled(x, ONE))
-
-
-def _each(equation: Any, outputs: Sequence[Any], make: Callable) -> list[Any]:
+def each(equation: Any, outputs: Sequence[Any], make: Callable) -> list[Any]:
     """Float arrays among an equation's outputs as ``make`` makes them of their types."""
     pairs = zip(equation.outvars, outputs, strict=True)
     return [make(var.aval, x) if is_array(var) and is_float(x) else x for var, x in pairs]
-
-
-def fallback(equation: Any, *operands: Any) -> list[Any]:
-    """A primitive without a rule: opaque, or in its own dtype where it calls another program.
-
-    It is never refused.
-    """
-    calls = any(isinstance(value, _PROGRAMS) for value in jax.tree.leaves(equation.params))
-    returns = equation.effects and equation.outvars  # from Python, which expects its dtypes
-    arrays = all(map(is_array, (*equation.invars, *equation.outvars)))  # and no references
-    return (at_one if arrays and not (calls or returns) else in_own_dtype)(equation, *operands)
 
 
 def is_array(variable: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.rules.families import Rule, binades, in_own_dtype, passes_through, shifted
+from scalify_cli.core.rules.families import Rule, binades, passes_through, shifted
 from scalify_cli.core.values import Scaled, at, times
 from scalify_cli.jaxprs.interpreter import varying_axes
 from scalify_cli.jaxprs.tracing import shard_level
@@ -72,4 +72,3 @@ RULES |= dict.fromkeys(
     collective(),
 )
 RULES |= dict.fromkeys(("pvary", "reshard"), passes_through)
-RULES |= dict.fromkeys(("pure_callback", "io_callback"), in_own_dtype)

@@ -7,17 +7,18 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.rules.families import (
-    at_one,
     binades,
-    in_own_dtype,
+    factors,
+    joins,
     multiplied,
     of_picked,
     of_sum,
     passes_through,
-    picks,
     result,
+    vague,
 )
-from scalify_cli.core.values import Scaled, Uniform, aligned, at, register
+from scalify_cli.core.rules.programs import combined
+from scalify_cli.core.values import VAGUE, Scaled, Uniform, aligned, at, register
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, chosen
 
@@ -41,7 +42,8 @@ def sums(count):
 def reduce_product(equation, x):
     """A product of n values has the n-th power of their scale."""
     count = prod(x.shape[axis] for axis in equation.params["axes"])
-    [data] = bind(equation, [x.data])
+    [x] = factors([x], [count])
+    [data] = bind(equation, [register(x)])
     return [result(equation.outvars[0].aval, data, *multiplied([x], [count]))]
 
 
@@ -61,14 +63,15 @@ def scatter_set(equation, operand, indices, updates):
     """Replaces elements by updates, or by any function of themselves."""
     program = equation.params["update_jaxpr"]
     replaces = program is None or program.outvars[0] is program.invars[1]
-    rule = scatter(of_picked()) if replaces else in_own_dtype
+    rule = scatter(of_picked()) if replaces else combined
     return rule(equation, operand, indices, updates)
 
 
-def scatter_product(equation, x, indices, factors):
-    """Only some elements are multiplied: the factors are true values, the scale the operand's."""
-    data = _scattered(equation, register(x), at(factors, ONE), indices)
-    return [result(equation.outvars[0].aval, data, x.scale, x.unit)]
+def scatter_product(equation, x, indices, updates):
+    """Only some elements are multiplied, by true values."""
+    data = _scattered(equation, register(x), at(updates, ONE), indices)
+    scale = x.scale and x.scale.of_degree(VAGUE.degree)
+    return [result(equation.outvars[0].aval, data, scale, x.unit)]
 
 
 def _scattered(equation, operand, updates, indices):
@@ -115,7 +118,7 @@ RULES = {
 }
 RULES |= dict.fromkeys((p.scatter_add_p, lax.scatter_sub_p), scatter(of_sum))
 RULES |= dict.fromkeys((p.scatter_max_p, p.scatter_min_p), scatter(of_picked()))
-RULES |= dict.fromkeys((p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), picks())
+RULES |= dict.fromkeys((p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), joins)
 RULES |= dict.fromkeys((p.select_and_scatter_add_p, p.select_and_gather_add_p), selected)
 RULES |= dict.fromkeys(
     (
@@ -127,5 +130,4 @@ RULES |= dict.fromkeys(
     ),
     passes_through,
 )
-RULES |= dict.fromkeys((p.cumprod_p, p.cumlogsumexp_p), at_one)
-RULES[p.bitcast_convert_type_p] = in_own_dtype
+RULES |= dict.fromkeys((p.cumprod_p, p.cumlogsumexp_p), vague)
