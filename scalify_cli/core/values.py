@@ -112,8 +112,11 @@ def enter(x: Any) -> Any:
     if not isinstance(x, ScaledArray):
         return x
     if isinstance(x.scale, Tracer):
-        return Scaled(x.data, Scale.unknown(lax.stop_gradient(x.scale)))
-    return Scaled(x.data, Scale(int(np.frexp(np.float32(x.scale))[1]) - 1, degree=1))
+        scale = Scale.unknown(lax.stop_gradient(x.scale))
+    else:
+        scale = Scale(int(np.frexp(np.float32(x.scale))[1]) - 1, degree=1)
+    entered = Scaled(x.data, scale)
+    return entered if is_narrow(x.dtype) else replace(entered, data=at(entered, ONE), unit=ONE)
 
 
 def leave(x: Any) -> Any:
@@ -154,7 +157,7 @@ def promote(x: Any, whole: bool = True) -> Scaled:
         data = x.array(register_dtype(x.dtype)) if whole else x.scalar()
         return Scaled(data, x.scale, ONE, x.dtype, number=x.value)
     if np.size(x) != 1:
-        return Scaled(x, ONE)
+        return Scaled(x, Scale(degree=1), ONE)
     exponent = once(x, "scale", lambda: log2_floor(cast(x, jnp.float32).reshape(())))
     return Scaled(x, once(x, "unknown", lambda: Scale.unknown(exponent)), ONE)
 

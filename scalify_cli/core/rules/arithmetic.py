@@ -11,6 +11,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.dtypes import cast, is_narrow
 from scalify_cli.core.rules.families import (
     BOUNDED,
+    DECAYING,
     POSITIVE,
     agrees,
     at_one,
@@ -39,7 +40,10 @@ def convert(equation, x):
     """Between floats the data is cast; to other types the true value is."""
     if not jnp.issubdtype(equation.params["new_dtype"], jnp.floating):
         return at_one(equation, x)
-    return [result(equation.outvars[0].aval, register(x), x.scale, x.unit, x.role)]
+    aval = equation.outvars[0].aval
+    if is_narrow(aval.dtype):
+        return [result(aval, register(x), x.scale, x.unit, x.role)]
+    return [result(aval, at(x, ONE), x.scale, role=x.role)]
 
 
 def larger(equation, x, y):
@@ -142,6 +146,6 @@ RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(with_one(minimum), BOUNDED))
 RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
 RULES |= {
-    "one_minus_square": opaque(with_one(maximum, 2)),  # of the newest JAX
+    "one_minus_square": opaque(with_one(maximum, 2), DECAYING),  # of the newest JAX
     "polynomial": opaque(of_polynomial),
 }

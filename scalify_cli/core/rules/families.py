@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
+from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.values import (
@@ -27,15 +28,15 @@ from scalify_cli.core.values import (
     aligned,
     at,
     register,
+    times,
     true_values,
 )
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
 Rule = Callable[..., list[Any]]
-BOUNDED, GATE, POSITIVE = "bounded", "gate", "positive"
+BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
-_TRUSTED_WIDE = 2  # units of wide data, which may be 2**40 from 1 in each
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
 
 
@@ -71,9 +72,8 @@ def multiplied(values: Sequence[Scaled], powers: Sequence[int]) -> tuple[Scale |
 
 def factors(values: Sequence[Scaled], powers: Sequence[int]) -> list[Scaled]:
     """Values that are to be multiplied: as they are, or true where their product would be of so
-    many units that data which is not near 1 in each might not be a number of its dtype."""
-    most = max(TRUSTED if is_narrow(x.dtype) else _TRUSTED_WIDE for x in values)
-    if abs(multiplied(values, powers)[1].degree) <= most:
+    many units, or of such vague scales, that its data might not be a number of its dtype."""
+    if all(abs(x.degree) <= TRUSTED for x in multiplied(values, powers) if x is not None):
         return list(values)
     return [replace(x, data=at(x, ONE), unit=ONE) for x in values]
 
@@ -84,8 +84,10 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [shifted(x, by)]
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
+    decays = DECAYING in (x.role, y.role) and role != DECAYING
     x, y = factors((x, y), (1, 1))
     aval, (scale, unit) = equation.outvars[0].aval, multiplied((x, y), (1, 1))
+    scale = scale and scale.of_degree(VAGUE.degree) if decays else scale
     [data] = bind(equation, [register(x), register(y)])
     return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
 
@@ -113,16 +115,18 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     """The scale that a product keeps instead of its own, and its role (Scalify, section 3.2.1).
 
     An array times a bounded function (``gelu``, ``silu``) keeps the array's, a gate times another
-    array (``swiglu``) the gate's, and the square of what is positive (``relu²``) its root's.
+    array (``swiglu``) the gate's, and the square of what is positive (``relu²``) its root's. 1 less
+    a bounded function, as in their derivatives, may vanish where the array is large.
     """
     if x.role == POSITIVE and x.data is y.data:
         return x.scale, ""
     for one, other in ((x, y), (y, x)):
-        if one.role == BOUNDED != other.role:
+        if one.role == BOUNDED and other.role not in (BOUNDED, DECAYING):
             return other.scale, GATE
-        if one.role == GATE:
+        if one.role == GATE != other.role:
             return one.scale, ""
-    return None, x.role if x.role == y.role == BOUNDED else ""
+    roles = {x.role, y.role}
+    return None, (x.role if len(roles) == 1 else DECAYING) if roles <= {BOUNDED, DECAYING} else ""
 
 
 def near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
@@ -130,7 +134,8 @@ def near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
     if scale is None or wanted is None:
         return scale
     room = _ROOM if is_narrow(dtype) else _WIDE_ROOM
-    return maximum([scale.shifted(-room), minimum([wanted, scale.shifted(room)])])
+    found = maximum([scale.shifted(-room), minimum([wanted, scale.shifted(room)])])
+    return found.of_degree(wanted.degree)
 
 
 def _power_of_two(x: Scaled) -> Scale | None:
@@ -144,8 +149,11 @@ def _fills(equation: Any, x: Scaled) -> bool:
 
 
 def shifted(x: Scaled, by: Any) -> Scaled:
-    """x times a power of two."""
-    return replace(x, scale=x.scale and x.scale * by, unit=x.unit * by)
+    """x times a power of two: a narrow one is as it was in another unit."""
+    scale = x.scale and x.scale * by
+    if is_narrow(x.dtype):
+        return replace(x, scale=scale, unit=x.unit * by)
+    return replace(x, data=times(x.data, by), scale=scale)
 
 
 def agrees(scale: Callable[..., Scale | None]) -> Rule:
@@ -163,6 +171,8 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
             return [output]
         aval, roles = equation.outvars[0].aval, {x.role for x in values if x.number is None}
         role = BOUNDED if roles == {BOUNDED} else ""
+        if role and equation.primitive is p.sub_p and values[0].number is not None:
+            role = DECAYING
         return [result(aval, output, scale(aval.dtype, values), unit, role)]
 
     return rule

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.rules.families import Rule, binades, passes_through, shifted
+from scalify_cli.core.dtypes import is_narrow
+from scalify_cli.core.rules.families import Rule, binades, passes_through
 from scalify_cli.core.values import Scaled, at, times
 from scalify_cli.jaxprs.interpreter import varying_axes
 from scalify_cli.jaxprs.tracing import shard_level
@@ -22,20 +23,14 @@ def collective(sums=False):
     """Operands pass through, in one unit and at the largest of the shards' scales.
 
     Args:
-        sums: whether shards are added up; their data is divided first, so that it cannot overflow.
+        sums: whether shards are added up; narrow data is divided first, so that it cannot overflow.
     """
 
     def rule(equation, *operands):
         axes = _axes(equation.params)
         grown = Scale(binades(_group_size(equation.params, axes)) if sums else 0)
-        values = [_shared(x, axes) if isinstance(x, Scaled) else x for x in operands]
-        divided = [
-            replace(shifted(x, grown), data=times(x.data, grown**-1))
-            if isinstance(x, Scaled)
-            else x
-            for x in values
-        ]
-        return passes_through(equation, *divided)
+        values = [_grown(_shared(x, axes), grown) if isinstance(x, Scaled) else x for x in operands]
+        return passes_through(equation, *values)
 
     return rule
 
@@ -48,6 +43,13 @@ def _shared(x: Scaled, axes: tuple) -> Scaled:
     if varying_axes(x.data).intersection(axes) and not varying_axes(exponent).intersection(axes):
         return x
     return Scaled(at(x, ONE), Scale.unknown(lax.pmax(exponent, axes)), ONE, x.dtype)
+
+
+def _grown(x: Scaled, by: Scale) -> Scaled:
+    scale = x.scale and x.scale * by
+    if not is_narrow(x.dtype):
+        return replace(x, scale=scale)
+    return replace(x, data=times(x.data, by**-1), scale=scale, unit=x.unit * by)
 
 
 def _axes(params):
