@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from scalify_cli.core.dtypes import is_float, is_narrow, wide_dtype
 from scalify_cli.scales.powers import exp2, log2_floor
@@ -35,7 +36,7 @@ class ScaledArray:
 
     def __init__(self, data: Any, scale: Any):
         self.data = data
-        self.scale = scale if isinstance(scale, Tracer) else _power_of_two(scale)
+        self.scale = scale if isinstance(scale, Tracer) else _beside(data, _power_of_two(scale))
 
     shape = property(lambda self: jnp.shape(self.data))
     dtype = property(lambda self: self.data.dtype)
@@ -140,6 +141,17 @@ def _plain(x: Any, dtype: Any) -> Any:
         x.scale.shape + (1,) * (x.ndim - x.scale.ndim)
     )  # one an element of a batch
     return (x.data.astype(wide) * scale.astype(wide)).astype(dtype or x.dtype)
+
+
+def _beside(data: Any, scale: Any) -> Any:
+    """A scale on all devices of its data, as a compiled step returns it: so one step fits both."""
+    if isinstance(data, Tracer) or not isinstance(scale, jax.Array):
+        return scale
+    sharding = getattr(data, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
+        return scale
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(scale, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def _known(scale: Any) -> jax.Array:

@@ -29,7 +29,7 @@ from scalify_cli.scales.scale import ONE, Scale
 
 TRUSTED = 8
 """The degree up to which a scale that propagation gives is taken for the size of the data."""
-VAGUE = Scale(degree=TRUSTED + 1)
+VAGUE = Scale(degree=1 << 10)
 """Of functions that say nothing of their results' size."""
 _NEAR = 16  # binades from 1 of a known unit that sums may be in
 _FURTHEST = 96  # log2 of a scale in a wide dtype: values near 1 are normal numbers there
