@@ -31,7 +31,8 @@ TRUSTED = 8
 """The degree up to which a scale that propagation gives is taken for the size of the data."""
 VAGUE = Scale(degree=1 << 10)
 """Of functions that say nothing of their results' size."""
-_NEAR = 16  # binades from 1 of a known unit that sums may be in
+NEAR = 16
+"""Binades from 1 of a known unit that values of a wide dtype may be in."""
 _FURTHEST = 96  # log2 of a scale in a wide dtype: values near 1 are normal numbers there
 _OF_WIDE_ZEROS = np.int32(-40)  # far below others, but not so far that 1/0 crowds them out
 
@@ -116,7 +117,8 @@ def enter(x: Any) -> Any:
     else:
         scale = Scale(int(np.frexp(np.float32(x.scale))[1]) - 1, degree=1)
     entered = Scaled(x.data, scale)
-    return entered if is_narrow(x.dtype) else replace(entered, data=at(entered, ONE), unit=ONE)
+    kept = is_narrow(x.dtype) or (scale.static and abs(scale.constant) <= NEAR)
+    return entered if kept else true(entered)
 
 
 def leave(x: Any) -> Any:
@@ -184,6 +186,11 @@ def at(x: Scaled, unit: Scale, dtype: Any = None) -> Any:
     return data if x.scale is None else times(data, x.unit / unit)
 
 
+def true(x: Scaled) -> Scaled:
+    """x in the unit 1."""
+    return replace(x, data=at(x, ONE), unit=ONE)
+
+
 def times(data: Any, scale: Scale) -> Any:
     """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
     if scale == ONE:
@@ -227,6 +234,6 @@ def aligned(values: Sequence[Scaled]) -> tuple[list[Any], Scale]:
     units = list(dict.fromkeys(x.unit for x in values if x.scale is not None))
     if len(units) > 1 and all(x.static for x in units):
         units = [max(units, key=lambda x: x.constant)]
-        units = units if abs(units[0].constant) <= _NEAR else []
+        units = units if abs(units[0].constant) <= NEAR else []
     unit = units[0] if len(units) == 1 else ONE
     return [at(x, unit) for x in values], unit

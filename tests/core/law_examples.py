@@ -68,6 +68,11 @@ def window(f, start, data=FINE):
     return Example(pooled, data=data)
 
 
+def windows(x):
+    computed = lambda a, b: a + b + 2 * a * b  # noqa: E731
+    return lax.reduce_window(x, np.asarray(0, x.dtype), computed, (2, 2), (1, 1), "VALID")
+
+
 def dot(x, y):  # [2, 4, 3, 2] · [2, 2, 3, 5] over the 3 and the last 2, batched over the first
     return lax.dot_general(x, y, (((2, 3), (2, 1)), ((0,), (0,))))
 
@@ -263,6 +268,10 @@ EXAMPLES = {
     ),
     p.cumprod_p: opaque(lax.cumprod, reach=0, narrow_reach=0),
     p.cumlogsumexp_p: opaque(lax.cumlogsumexp),
+    p.reduce_p: opaque(
+        lambda x: lax.reduce(x, np.zeros((), x.dtype), lambda a, b: a + b * 2, (0,)), data=COARSE
+    ),
+    p.reduce_window_p: opaque(windows, data=COARSE),
     "one_minus_square": replace(
         opaque(lambda x: jax.jvp(lax.atanh, (x / 8,), (x,))[1], reach=0), units=4
     ),

@@ -35,9 +35,11 @@ def test_headroom_lifts_the_data():
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_zeros_take_a_scale_that_moves_no_other(norm):
-    got = jax.jit(scalify(lambda x: rescale(x, norm)))(ScaledArray(jnp.zeros(2), 8.0))
-    np.testing.assert_array_equal(got.data, [0, 0])
-    assert float(got.scale) <= 2.0**-120
+    for dtype, lowest in ((jnp.float16, 2.0**-126), (jnp.float32, 2.0**-96)):
+        zeros = ScaledArray(jnp.zeros(2, dtype), 8.0)
+        got = jax.jit(scalify(lambda x: rescale(x, norm)))(zeros)
+        np.testing.assert_array_equal(got.data, [0, 0])
+        assert float(got.scale) == lowest
 
 
 @pytest.mark.parametrize("values", [[np.nan, 1], [np.inf, 1], [-np.inf, 0]])

@@ -132,12 +132,12 @@ SHRINKING = (
 )
 """|f(x)| is about |x| at most."""
 NEAR_ONE = (
-    *(p.log_p, p.cos_p, p.acos_p, p.acosh_p, p.bessel_i0e_p),
+    *(p.exp_p, p.exp2_p, p.log_p, p.cos_p, p.acos_p, p.acosh_p, p.bessel_i0e_p),
     *(p.regularized_incomplete_beta_p, p.igamma_p, p.igammac_p),
     "log2",  # by name: the older JAX divides two logarithms instead
 )
 ANY_SIZE = (
-    *(p.exp_p, p.exp2_p, p.expm1_p, p.atan2_p, p.tan_p, p.sinh_p, p.cosh_p),
+    *(p.expm1_p, p.atan2_p, p.tan_p, p.sinh_p, p.cosh_p),
     *(p.lgamma_p, p.digamma_p, p.polygamma_p, p.zeta_p, p.igamma_grad_a_p),
 )
 RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))

@@ -22,6 +22,7 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.values import (
+    NEAR,
     TRUSTED,
     VAGUE,
     Scaled,
@@ -29,6 +30,7 @@ from scalify_cli.core.values import (
     at,
     register,
     times,
+    true,
     true_values,
 )
 from scalify_cli.jaxprs.interpreter import bind
@@ -73,9 +75,10 @@ def multiplied(values: Sequence[Scaled], powers: Sequence[int]) -> tuple[Scale |
 def factors(values: Sequence[Scaled], powers: Sequence[int]) -> list[Scaled]:
     """Values that are to be multiplied: as they are, or true where their product would be of so
     many units, or of such vague scales, that its data might not be a number of its dtype."""
-    if all(abs(x.degree) <= TRUSTED for x in multiplied(values, powers) if x is not None):
-        return list(values)
-    return [replace(x, data=at(x, ONE), unit=ONE) for x in values]
+    scale, unit = multiplied(values, powers)
+    trusted = all(abs(x.degree) <= TRUSTED for x in (scale, unit) if x is not None)
+    near = all(is_narrow(x.dtype) for x in values) or abs(unit.constant) <= NEAR
+    return list(values) if trusted and near else list(map(true, values))
 
 
 def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
@@ -149,9 +152,9 @@ def _fills(equation: Any, x: Scaled) -> bool:
 
 
 def shifted(x: Scaled, by: Any) -> Scaled:
-    """x times a power of two: a narrow one is as it was in another unit."""
+    """x times a power of two: the same data in another unit, but for wide true values."""
     scale = x.scale and x.scale * by
-    if is_narrow(x.dtype):
+    if is_narrow(x.dtype) or x.unit != ONE:
         return replace(x, scale=scale, unit=x.unit * by)
     return replace(x, data=times(x.data, by), scale=scale)
 
@@ -229,8 +232,8 @@ def picks(*sides: int) -> Rule:
     def some(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
         arrays = {x.scale for x in values if x.number is None} - {None}
         numbers = {x.number for x in values if x.number is not None and x.scale is not None}
-        scale = of_picked(*sides)(dtype, values)
-        return scale and (scale.of_degree(VAGUE.degree) if len(arrays) > 1 or numbers else scale)
+        scale, uncertain = of_picked(*sides)(dtype, values), len(arrays) > 1 or (arrays and numbers)
+        return scale.of_degree(VAGUE.degree) if scale and uncertain else scale
 
     return _with_masks(some)
 

@@ -1,6 +1,5 @@
 """Scale rules of contractions: s·t·2**floor(log2(sqrt(K))), accumulated wide."""
 
-from dataclasses import replace
 from math import prod
 
 import jax.numpy as jnp
@@ -10,9 +9,8 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_narrow, register_dtype
 from scalify_cli.core.rules.families import at_one, binades, multiplied, result
-from scalify_cli.core.values import at, plain, promote, stored
+from scalify_cli.core.values import plain, promote, stored, true
 from scalify_cli.jaxprs.interpreter import bind
-from scalify_cli.scales.scale import ONE
 
 
 def contraction(size):
@@ -37,7 +35,7 @@ def contraction(size):
         scale, unit = multiplied(values, (1, 1))
         grown = scale and scale.shifted(binades(size(equation.params, *data)))
         found = result(aval, product, grown, unit)
-        return [found if is_narrow(aval.dtype) else replace(found, data=at(found, ONE), unit=ONE)]
+        return [found if is_narrow(aval.dtype) else true(found)]
 
     return rule
 

@@ -43,7 +43,7 @@ def reduce_product(equation, x):
     """A product of n values has the n-th power of their scale."""
     count = prod(x.shape[axis] for axis in equation.params["axes"])
     [x] = factors([x], [count])
-    [data] = bind(equation, [register(x)])
+    [data] = bind(equation, [x.data])
     return [result(equation.outvars[0].aval, data, *multiplied([x], [count]))]
 
 
