@@ -5,9 +5,10 @@
 * everything else: plain arrays, integers, keys.
 
 Scale and unit are the same where data is stored: in an argument, in a result, in a narrow dtype
-between two matmuls. In arithmetic they need not be: a dtype with float32's range needs no scale to
-add x at 2**5 and y at 2**-9, so both are multiplied by their units, as plain JAX has them, and the
-sum is brought to the larger scale if it is stored. Narrow dtypes compute in float32 meanwhile.
+between two matmuls. In arithmetic they need not be. A dtype with float32's range needs no scale to
+add x at 2**5 and y at 2**-9: it holds true values, in the unit 1, and computes what plain JAX does.
+Narrow dtypes compute in float32, in units that multiply as values do, and what is stored is brought
+to its scale; where propagation says too little of a value's size, that is measured first.
 """
 
 import functools
