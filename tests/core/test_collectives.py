@@ -132,3 +132,38 @@ def test_shards_that_split_the_same_values_otherwise_share_a_scale():
     command = [sys.executable, "-c", EQUAL_VALUES]
     done = subprocess.run(command, env={**os.environ, **flags}, stdout=subprocess.PIPE, check=True)
     assert [float(x) for x in done.stdout.split()] == [6, 4, 2, 0]
+
+
+INSIDE = """
+import jax, jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec as P
+from scalify_cli.core import ScaledArray, scalify, unscale
+
+mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+shards, whole = P("i"), P()
+programs = [
+    (lambda x: lax.psum(x, "i"), whole),
+    (lambda x: lax.ppermute(x, "i", [(0, 1), (1, 0)]) + x * 2 + 1, shards),
+    (lambda x: lax.fori_loop(0, 3, lambda i, y: y * 2, x), shards),
+    (lambda x: lax.scan(lambda c, r: (c + lax.psum(r, "i"), None), 0.0 * x[0], x)[0] + x, shards),
+    (lambda x: lax.psum(lax.cond(lax.axis_index("i") > 0, lambda: x * 2, lambda: x), "i"), whole),
+    (lambda x: x + lax.pcast(jnp.zeros(2), "i", to="varying"), shards),
+]
+data = jnp.array([1.0, -2, 3, 0.5])
+for f, out in programs:
+    for spec, scales in ((shards, jnp.array([2.0**-20, 8])), (whole, jnp.array([0.25]))):
+        inner = lambda x, s: unscale(scalify(f)(ScaledArray(x, s.reshape(()))))
+        got = jax.shard_map(inner, mesh=mesh, in_specs=(shards, spec), out_specs=out)(data, scales)
+        true = data * jnp.repeat(scales, 4 // scales.size)
+        on_mesh = jax.shard_map(f, mesh=mesh, in_specs=shards, out_specs=out)
+        assert (got == on_mesh(true)).all(), (got, on_mesh(true))
+        if spec == whole:
+            outer = unscale(scalify(on_mesh)(ScaledArray(data, 0.25)))
+            assert (outer == on_mesh(true)).all(), (outer, on_mesh(true))
+"""
+
+
+def test_inside_of_a_shard_map_that_tracks_how_shards_differ():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", INSIDE], env={**os.environ, **flags}, check=True)

@@ -119,6 +119,16 @@ def attention_in_blocks(x):
     return out / total[:, None]
 
 
+def through_reference(x):
+    reference = jax.new_ref(x[0])
+
+    def body(total, row):
+        reference[...] = reference[...] * 2
+        return total + reference[...], None
+
+    return lax.scan(body, x[0], x)[0]
+
+
 HOMOGENEOUS = {
     "scan": accumulate,
     "scan in reverse": lambda x: accumulate(x, reverse=True),
@@ -148,6 +158,12 @@ HOMOGENEOUS = {
     )(x),
     "vmap of while": lambda x: jax.vmap(
         lambda r: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 2), (0, r))[1]
+    )(x),
+    "vmap of while that ends row by row": lambda x: jax.vmap(
+        lambda r: lax.while_loop(lambda c: c[0] < trips(r), lambda c: (c[0] + 1, c[1] * 2), (0, r))
+    )(x),
+    "vmap of fori of unknown length": lambda x: jax.vmap(
+        lambda r: lax.fori_loop(0, trips(r), lambda i, y: y * 0.5, r)
     )(x),
     "jit": jax.jit(lambda x: x * 2 + x, inline=True),
     "remat": jax.checkpoint(lambda x: x * 3 + x),
@@ -243,3 +259,20 @@ def test_a_polynomial_in_a_wide_loop_does_not_drive_its_scale_away(exponent):
     x = ScaledArray(jnp.float32([[1, -2, 0], [3, 0.5, 1], [-1, 4, 1]]), 2.0**exponent)
     got = unscale(jax.jit(scalify(orthogonal))(x))
     np.testing.assert_allclose(got, orthogonal(unscale(x)), rtol=2.0**-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_references_hold_true_values_in_their_dtype(dtype):
+    x = ScaledArray(jnp.asarray(X, dtype), 0.5)
+    np.testing.assert_array_equal(
+        unscale(jax.jit(scalify(through_reference))(x)),
+        through_reference(jnp.asarray(X / 2, dtype)),
+    )
+
+
+def test_bodies_may_have_effects_only():
+    seen = []
+    see = lambda y: jax.debug.callback(lambda v: seen.append(float(v)), y[0, 1])  # noqa: E731
+    jax.jit(scalify(jax.checkpoint(see)))(ScaledArray(jnp.float16(X), 2.0**20))
+    jax.effects_barrier()
+    assert seen == [2.0**21]

@@ -105,3 +105,9 @@ def test_a_result_of_another_structure_is_refused():
     f.def_rule(lambda x: x)
     with pytest.raises(TypeError, match="scale rule returned"):
         scalify(f)(X)
+
+
+@pytest.mark.parametrize("constant", [1.0, jnp.ones(3, jnp.float16)], ids=["number", "array"])
+def test_its_rule_sees_constants_as_arrays(constant):
+    got = jax.jit(scalify(lambda x: gated(x, constant)))(X)
+    np.testing.assert_allclose(np.float32(got), np.float32(X) * jax.nn.sigmoid(1.0), rtol=2.0**-10)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scalify_cli.core import (
     RULES,
@@ -225,3 +225,28 @@ def test_the_collector_is_as_it_was():
         jax.jit(scalify(lambda x: x * x)).trace(as_scaled(np.ones(2, np.float32)))
         assert gc.isenabled() is collects
     gc.enable()
+
+
+def test_one_scale_an_element_of_a_batch():
+    x = ScaledArray.tree_unflatten(None, (jnp.float32(X[:, :2]), jnp.float32([1, 4])))
+    got = unscale(jax.vmap(scalify(lambda row: row * 3))(x))
+    np.testing.assert_array_equal(got, X[:, :2] * 3 * np.float32([[1], [4]]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16], ids=lambda d: d.__name__)
+def test_exported_with_symbolic_shapes(dtype):
+    def f(x):
+        return jax.nn.softmax(x) @ x.T, lax.scan(lambda c, row: (c + row, c), 0 * x[0], x)
+
+    size = jax.export.symbolic_shape("b")
+    avals = jax.ShapeDtypeStruct((*size, 3), dtype), jax.ShapeDtypeStruct((), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda *x: unscale(scalify(f)(ScaledArray(*x)))))(*avals)
+    check(exported.call(jnp.asarray(X, dtype), jnp.float32(1)), true(f(jnp.float32(X))), 2.0**-8)
+
+
+def test_one_compilation_fits_arguments_and_results_on_a_mesh():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+    x = as_scaled(jax.device_put(jnp.float32(X), NamedSharding(mesh, P("i"))))
+    step = jax.jit(scalify(lambda state, x: state - 0.5 * x))
+    step(step(x, x), x)
+    assert step._cache_size() == 1

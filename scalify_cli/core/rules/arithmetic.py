@@ -12,6 +12,8 @@ from scalify_cli.core.dtypes import cast, is_narrow
 from scalify_cli.core.rules.families import (
     BOUNDED,
     DECAYING,
+    MASK,
+    MASKED,
     POSITIVE,
     agrees,
     at_one,
@@ -55,7 +57,9 @@ def larger(equation, x, y):
 def select(equation, which, *cases):
     """A choice by a scalar takes the chosen case's scale; otherwise the cases agree on one."""
     if jnp.ndim(which) or len({x.scale for x in cases} - {None}) != len(cases) or len(cases) > 2:
-        return picks()(equation, which, *cases)
+        [x] = picks()(equation, which, *cases)
+        kind = MASK if all(x.number is not None for x in cases) else MASKED
+        return [replace(x, role=kind if any(x.number == 0 for x in cases) else x.role)]
     aval, scale = equation.outvars[0].aval, select_scale(which, *(x.scale for x in cases))
     if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):
         return [Scaled(lax.select_n(which, *(stored(x).data for x in cases)), scale)]

@@ -38,6 +38,7 @@ from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
 Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
+MASK, MASKED = "mask", "masked"
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
 
@@ -129,6 +130,8 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
         if one.role == GATE != other.role:
             return one.scale, ""
     roles = {x.role, y.role}
+    if roles & {MASK, MASKED}:
+        return None, MASKED
     return None, (x.role if len(roles) == 1 else DECAYING) if roles <= {BOUNDED, DECAYING} else ""
 
 
@@ -182,10 +185,13 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
 
 
 def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
-    """The largest; a wide dtype holds what a small known number is added to at its own scale."""
+    """The largest; a wide dtype holds what a small known number is added to at its own scale. What
+    is masked may be the smaller term alone."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
-    return chosen(x.scale for x in heard or values)
+    scale = chosen(x.scale for x in heard or values)
+    uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
+    return scale.of_degree(VAGUE.degree) if scale and uncertain else scale
 
 
 def smallest(dtype: Any, values: Sequence[Scaled]) -> Scale | None:

@@ -1,0 +1,154 @@
+"""Results whose size propagation cannot tell: right in FP16 at every scale, and far from it."""
+
+import jax
+import jax.numpy as jnp
+import jax.scipy as jsp
+import numpy as np
+import pytest
+from jax import lax, nn
+
+from scalify_cli.core import ScaledArray, as_scaled, scalify, unscale
+
+NORMAL = np.asarray(jax.random.normal(jax.random.key(0), (4, 6)))
+
+
+def huber(x):
+    return jnp.where(jnp.abs(x) < 1, 0.5 * x * x, jnp.abs(x) - 0.5)
+
+
+def doubled(a, b):
+    return a + 2 * b
+
+
+ACTIVATIONS = {
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "relu6": nn.relu6,
+    "mish": nn.mish,
+    "huber": huber,
+    "clip": lambda x: jnp.clip(x, -1, 1),
+    "clamp": lambda x: lax.clamp(jnp.asarray(-1, x.dtype), x, jnp.asarray(1, x.dtype)),
+}
+FUNCTIONS = {
+    **ACTIVATIONS,
+    "tan": lambda x: jnp.tan(jnp.minimum(x, 1)),
+    "expm1": lambda x: jnp.expm1(jnp.minimum(x, 1)),
+    "sinh": lambda x: jnp.sinh(jnp.minimum(x, 2)),
+    "arctan2": lambda x: jnp.arctan2(x, 1),
+    "power of 3/2": lambda x: x**1.5,
+    "power of -3/2": lambda x: x**-1.5,
+    "cube root": lambda x: x ** (1 / 3),
+    "cumprod": lambda x: jnp.cumprod(x[:1]),
+    "cumlogsumexp": lax.cumlogsumexp,
+    "reduce": lambda x: lax.reduce(x, jnp.zeros((), x.dtype), doubled, (0,)),
+    "reduce_window": lambda x: lax.reduce_window(
+        x, jnp.zeros((), x.dtype), doubled, (2,), (1,), "VALID"
+    ),
+    "apply": lambda x: x.at[1].apply(lambda y: 3 * y),
+    "multiply": lambda x: x.at[jnp.array([0, 2])].multiply(x[:2]),
+    "conjugate gradients": lambda x: jsp.sparse.linalg.cg(lambda y: 3 * y, x)[0],
+}
+
+
+def check(f, *arguments, rtol=2.0**-8):
+    """By float32's results on the true values, relative to the largest."""
+    wanted = jax.jit(f)(*(unscale(x, jnp.float32) for x in arguments))
+    for way in (scalify(f), jax.jit(scalify(f))):
+        got = np.float32(unscale(way(*arguments), jnp.float32))
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=rtol * np.max(np.abs(wanted)))
+
+
+@pytest.mark.parametrize("exponent", [-60, -20, 0, 11, 20, 60])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_float16_holds_results_of_any_size(name, exponent):
+    x = ScaledArray(jnp.float16([1, 1.3, 1.7]), 2.0**exponent)
+    check(FUNCTIONS[name], x)
+
+
+@pytest.mark.parametrize("exponent", [-60, -20, 0, 11, 20, 60])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_float16_holds_their_derivatives(name, exponent):
+    x = ScaledArray(jnp.float16([1.1, 1.3, 1.7]), 2.0**exponent)
+    check(jax.grad(lambda x: jnp.sum(ACTIVATIONS[name](x))), x)
+
+
+@pytest.mark.parametrize("f", [jnp.minimum, jnp.maximum, lambda x, y: jnp.where(x > y, y, x)])
+@pytest.mark.parametrize("exponents", [(15, -10), (20, -20), (-20, 20)])
+def test_a_choice_may_take_the_smaller_scale_only(f, exponents):
+    x, y = (ScaledArray(jnp.float16([1, 1.5]), 2.0**k) for k in exponents)
+    check(f, x, y)
+    check(lambda x, y: f(-x, -y), x, y)
+
+
+def powers(m):
+    for _ in range(5):
+        m = m @ m
+    return m
+
+
+def chain(x):
+    product = x
+    for _ in range(40):
+        product = product * x
+    return product
+
+
+LONG = {
+    "prod": jnp.prod,
+    "associative scan": lambda x: lax.associative_scan(jnp.multiply, x),
+    "linear recurrence": lambda x: lax.associative_scan(
+        lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (x, jnp.ones_like(x))
+    )[1],
+    "chain": chain,
+    "powers of a matrix": lambda x: powers(jnp.diag(x[:4])),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", LONG)
+def test_long_products_do_not_run_away(name, dtype):
+    count = 200 if dtype == jnp.float32 else 64
+    check(LONG[name], as_scaled(jnp.full(count, 0.9, dtype)), rtol=2.0**-5)
+
+
+def spread(x):
+    """A positive definite matrix in float32."""
+    wide = x.astype(jnp.float32)
+    square = wide @ wide.T
+    return square + jnp.trace(square) * jnp.eye(4)
+
+
+WIDE_INSIDE = {
+    "solve": lambda x: jnp.sum(jnp.linalg.solve(spread(x), x.astype(jnp.float32))),
+    "inverse": lambda x: jnp.sum(jnp.linalg.inv(spread(x))) * 1e-3,
+    "determinant": lambda x: jnp.linalg.slogdet(spread(x))[1],
+    "expm": lambda x: jnp.sum(jsp.linalg.expm(x[:, :4].astype(jnp.float32) / 8)),
+    "hypot": lambda x: jnp.sum(jnp.hypot(x, x[::-1])),
+}
+
+
+@pytest.mark.parametrize("exponent", [-10, 0, 3])
+@pytest.mark.parametrize("name", WIDE_INSIDE)
+def test_what_is_computed_wide_comes_back_at_its_size(name, exponent):
+    x = ScaledArray(jnp.float16(NORMAL), 2.0**exponent)
+    check(jax.grad(WIDE_INSIDE[name]), x)
+
+
+FAR = {
+    "cube": lambda x: x**3,
+    "fourth power": lambda x: x * x * x * x,
+    "seventh power": lambda x: x**7,
+    "norm": lambda x: x * lax.rsqrt(jnp.mean(x * x) + 1e-6),
+    "layer norm": lambda x: (x - x.mean()) / x.std(),
+    "power": lambda x: jnp.abs(x) ** 2.5,
+    "quotient": lambda x: x * x / (x * x * x),
+    "gradient": jax.grad(lambda x: jnp.sum(x**4)),
+    "hypot": jax.grad(lambda x: jnp.sum(jnp.hypot(x, x[::-1]))),
+}
+
+
+@pytest.mark.parametrize("exponent", [-60, -40, 40, 60])
+@pytest.mark.parametrize("name", FAR)
+def test_float32_data_may_be_far_from_its_scale(name, exponent):
+    check(FAR[name], as_scaled(jnp.asarray(NORMAL[0]), 2.0**exponent), rtol=2.0**-20)
