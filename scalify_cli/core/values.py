@@ -189,15 +189,17 @@ def at(x: Scaled, unit: Scale, dtype: Any = None) -> Any:
 
 def true(x: Scaled) -> Scaled:
     """x in the unit 1."""
-    return replace(x, data=at(x, ONE), unit=ONE)
+    return replace(x, data=_in_parts(register(x), x), unit=ONE)
+
+
+def _in_parts(data: Any, x: Scaled) -> Any:
+    return data if x.scale is None else functools.reduce(times, x.unit.parts(), data)
 
 
 def times(data: Any, scale: Scale) -> Any:
     """``data * scale`` in data's dtype; nothing is emitted for a scale of 1."""
     if scale == ONE:
         return data
-    if scale.far:
-        return functools.reduce(times, scale.halves(), data)
     if scale.static:
         return lax.mul(data, np.asarray(scale.factor(), data.dtype))
     return once(data, scale, lambda: lax.mul(data, cast(scale.factor(), data.dtype)))
@@ -220,7 +222,7 @@ def stored(x: Scaled) -> Scaled:
 
 def true_values(x: Any) -> Any:
     """The true values in float32 (float64 stays): what an opaque function is applied to."""
-    return at(x, ONE, wide_dtype(x.dtype)) if isinstance(x, Scaled) else x
+    return _in_parts(cast(x.data, wide_dtype(x.dtype)), x) if isinstance(x, Scaled) else x
 
 
 def plain(x: Any) -> Any:

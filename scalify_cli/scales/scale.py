@@ -123,18 +123,14 @@ class Scale:
             return Scale(self.constant // n, terms, self.degree / n)
         return _derived(f"root {n}", [self], self.degree / n)
 
-    @property
-    def far(self) -> bool:
-        """Whether float32 may not hold it although it holds what it is a product of."""
-        if self.static:
-            return abs(self.constant) > MAX_EXPONENT
-        return abs(self.degree) > 2 and len({n > 0 for _, n in self.terms}) == 1
-
-    def halves(self) -> list["Scale"]:
-        """Two scales whose product it is."""
+    def parts(self) -> list["Scale"]:
+        """Scales whose product it is, where float32 may not hold it: each of degree 2 at most."""
+        far = abs(self.constant) > MAX_EXPONENT or abs(self.degree) > 2
+        if not far or len({n > 0 for _, n in self.terms}) > 1:
+            return [self]
         terms = self.terms[1::2] if len(self.terms) > 1 else [(x, n // 2) for x, n in self.terms]
         half = Scale(self.constant // 2, (x for x in terms if x[1]), self.degree / 2)
-        return [half, self / half]
+        return [*half.parts(), *(self / half).parts()]
 
     def clamped(self, lowest: int = MIN_EXPONENT, highest: int = MAX_EXPONENT) -> "Scale":
         """The nearest scale that float32 holds, from 2**lowest to 2**highest."""
