@@ -28,10 +28,6 @@ from scalify_cli.jaxprs.tracing import once
 from scalify_cli.scales.powers import MIN_EXPONENT, log2_floor
 from scalify_cli.scales.scale import ONE, Scale
 
-TRUSTED = 8
-"""The degree up to which a scale that propagation gives is taken for the size of the data."""
-VAGUE = Scale(degree=1 << 10)
-"""Of functions that say nothing of their results' size."""
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
 _FURTHEST = 96  # log2 of a scale in a wide dtype: values near 1 are normal numbers there
@@ -207,8 +203,9 @@ def times(data: Any, scale: Scale) -> Any:
 
 def sized(x: Scaled) -> Scaled:
     """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
-    vague = x.scale is not None and abs(x.scale.degree) > TRUSTED and is_narrow(x.dtype)
-    return replace(measured(register(x), x.dtype, x.unit), loose=x.loose) if vague else x
+    if x.scale is None or x.scale.trusted or not is_narrow(x.dtype):
+        return x
+    return replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
 
 
 def stored(x: Scaled) -> Scaled:

@@ -20,6 +20,7 @@ from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
 from scalify_cli.scales.settle import requested
 
 _MOST_PARTS = 24
+_TRUSTED, _VAGUE = 8, 1 << 10  # degrees
 _serial = itertools.count()
 
 
@@ -112,9 +113,18 @@ class Scale:
         """This scale times 2**binades."""
         return Scale(self.constant + binades, self.terms, self.degree)
 
+    @property
+    def trusted(self) -> bool:
+        """Whether what propagation gives may be taken for the size of the data."""
+        return abs(self.degree) <= _TRUSTED
+
     def of_degree(self, degree: float) -> "Scale":
         """The same scale, known to be of another degree."""
         return self if degree == self.degree else Scale(self.constant, self.terms, degree)
+
+    def vague(self) -> "Scale":
+        """The same scale of data that may be of any size."""
+        return self.of_degree(_VAGUE)
 
     def root(self, n: int) -> "Scale":
         """The largest power of two whose n-th power this scale is not less than."""

@@ -22,7 +22,6 @@ from jax.sharding import Sharding
 from scalify_cli.core.dtypes import cast, is_float, is_narrow
 from scalify_cli.core.rules.definitions import rewritten
 from scalify_cli.core.values import (
-    VAGUE,
     Scaled,
     Uniform,
     at,
@@ -114,7 +113,7 @@ class Carry:
             return Scaled(arrays[0], self.scale)
         if self.value.scale is None:
             return measured(arrays, self.value.dtype)
-        return Scaled(arrays, self.value.scale.of_degree(VAGUE.degree), ONE)
+        return Scaled(arrays, self.value.scale.vague(), ONE)
 
     def leave(self, x: Any) -> Any:
         """Its arrays at the end of an iteration."""

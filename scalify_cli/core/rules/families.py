@@ -23,8 +23,6 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.values import (
     NEAR,
-    TRUSTED,
-    VAGUE,
     Scaled,
     aligned,
     at,
@@ -77,9 +75,9 @@ def factors(values: Sequence[Scaled], powers: Sequence[int]) -> list[Scaled]:
     """Values that are to be multiplied: as they are, or true where their product would be of so
     many units, or of such vague scales, that its data might not be a number of its dtype."""
     scale, unit = multiplied(values, powers)
-    trusted = all(abs(x.degree) <= TRUSTED for x in (scale, unit) if x is not None)
     near = all(is_narrow(x.dtype) for x in values) or abs(unit.constant) <= NEAR
-    return list(values) if trusted and near else list(map(true, values))
+    kept = near and unit.trusted and (scale is None or scale.trusted)
+    return list(values) if kept else list(map(true, values))
 
 
 def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
@@ -91,9 +89,8 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     decays = DECAYING in (x.role, y.role) and role != DECAYING
     x, y = factors((x, y), (1, 1))
     aval, (scale, unit) = equation.outvars[0].aval, multiplied((x, y), (1, 1))
-    scale = scale and scale.of_degree(VAGUE.degree) if decays else scale
     [data] = bind(equation, [register(x), register(y)])
-    return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
+    return [result(aval, data, _vague_if(decays, near(scale, kept, aval.dtype)), unit, role)]
 
 
 def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
@@ -144,6 +141,10 @@ def near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
     return found.of_degree(wanted.degree)
 
 
+def _vague_if(uncertain: Any, scale: Scale | None) -> Scale | None:
+    return scale.vague() if scale and uncertain else scale
+
+
 def _power_of_two(x: Scaled) -> Scale | None:
     return x.scale if x.number is not None and math.frexp(x.number)[0] == 0.5 else None
 
@@ -189,9 +190,8 @@ def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
     is masked may be the smaller term alone."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
-    scale = chosen(x.scale for x in heard or values)
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
-    return scale.of_degree(VAGUE.degree) if scale and uncertain else scale
+    return _vague_if(uncertain, chosen(x.scale for x in heard or values))
 
 
 def smallest(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
@@ -238,8 +238,8 @@ def picks(*sides: int) -> Rule:
     def some(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
         arrays = {x.scale for x in values if x.number is None} - {None}
         numbers = {x.number for x in values if x.number is not None and x.scale is not None}
-        scale, uncertain = of_picked(*sides)(dtype, values), len(arrays) > 1 or (arrays and numbers)
-        return scale.of_degree(VAGUE.degree) if scale and uncertain else scale
+        uncertain = len(arrays) > 1 or (arrays and numbers)
+        return _vague_if(uncertain, of_picked(*sides)(dtype, values))
 
     return _with_masks(some)
 
@@ -279,7 +279,7 @@ def opaque(scale: Callable[..., Scale | None] = lambda *_: ONE, role: str = "") 
     return rule
 
 
-at_one, vague = opaque(), opaque(lambda *_: VAGUE)
+at_one, vague = opaque(), opaque(lambda *_: ONE.vague())
 
 
 def each(equation: Any, outputs: Sequence[Any], make: Callable) -> list[Any]:

@@ -11,7 +11,7 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.rules.families import each, is_array, result, vague
-from scalify_cli.core.values import VAGUE, Scaled, at, plain
+from scalify_cli.core.values import Scaled, at, plain
 from scalify_cli.jaxprs.calls import CALLED_JAXPR
 from scalify_cli.jaxprs.interpreter import bind, evaluate
 from scalify_cli.scales.scale import ONE
@@ -48,7 +48,7 @@ def combined(equation: Any, *operands: Any) -> list[Any]:
             changed |= {name: wide.jaxpr, consts: tuple(wide.consts)}
     values = [at(x, ONE) if isinstance(x, Scaled) else x for x in operands]
     outputs = bind(equation, values, **changed)
-    return each(equation, outputs, lambda aval, x: result(aval, x, VAGUE))
+    return each(equation, outputs, lambda aval, x: result(aval, x, ONE.vague()))
 
 
 def _widened(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:

@@ -18,7 +18,7 @@ from scalify_cli.core.rules.families import (
     vague,
 )
 from scalify_cli.core.rules.programs import combined
-from scalify_cli.core.values import VAGUE, Scaled, Uniform, aligned, at, register
+from scalify_cli.core.values import Scaled, Uniform, aligned, at, register
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, chosen
 
@@ -70,8 +70,7 @@ def scatter_set(equation, operand, indices, updates):
 def scatter_product(equation, x, indices, updates):
     """Only some elements are multiplied, by true values."""
     data = _scattered(equation, register(x), at(updates, ONE), indices)
-    scale = x.scale and x.scale.of_degree(VAGUE.degree)
-    return [result(equation.outvars[0].aval, data, scale, x.unit)]
+    return [result(equation.outvars[0].aval, data, x.scale and x.scale.vague(), x.unit)]
 
 
 def _scattered(equation, operand, updates, indices):
