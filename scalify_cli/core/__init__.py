@@ -1,4 +1,4 @@
-"""The paper: ``ScaledArray``, the jaxpr interpreter, the scale rules and ``scalify``."""
+"""The paper: ``ScaledArray``, the scale rules and ``scalify``."""
 
 from scalify_cli.core.custom_scale import custom_scale
 from scalify_cli.core.dtypes import is_float

@@ -20,10 +20,11 @@ _found: WeakKeyDictionary[jex.Jaxpr, set] = WeakKeyDictionary()
 
 
 def fused(jaxpr: jex.Jaxpr) -> set[Any]:
-    """Results of functions and reductions that only such read, and nothing else in between.
+    """Results of functions and reductions that only others of the same run of such equations read.
 
-    They stay in float32, for powers of data that has outgrown its scale are more than FP16 holds;
-    what lives on across a matmul is narrow in memory, and so is what the program casts.
+    They stay in float32, for powers of data that has outgrown its scale are more than FP16 holds,
+    and a moment that is rounded to zero must not divide in the step that makes it. What lives on
+    across a matmul is narrow in memory, and so is what the program casts.
     """
     if jaxpr not in _found:
         _found[jaxpr] = _look(jaxpr)
@@ -32,7 +33,7 @@ def fused(jaxpr: jex.Jaxpr) -> set[Any]:
 
 def _look(jaxpr: jex.Jaxpr) -> set[Any]:
     made: dict[Any, int] = {}  # in which run of such equations
-    others, run = set(filter(is_variable, jaxpr.outvars)), 0
+    others, run = set(), 0
     for equation in filter(lambda e: e.outvars, live_equations(jaxpr)):
         reads = [x for x in equation.invars if is_variable(x) and is_float(x.aval)]
         light = _is_light(equation)

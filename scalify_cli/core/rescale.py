@@ -59,7 +59,8 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     change = jnp.clip(log2_floor(size) - equation.params["headroom"], MIN_EXPONENT, -MIN_EXPONENT)
     change = jnp.where(jnp.isfinite(size), change, 0)
     change = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
-    return [Scaled(wide * exp2(-change), x.scale * Scale.unknown(change), dtype=x.dtype)]
+    scale = (x.scale * Scale.unknown(change)).of_degree(1)
+    return [Scaled(wide * exp2(-change), scale, dtype=x.dtype)]
 
 
 rescale_p = marker("rescale", _rule)

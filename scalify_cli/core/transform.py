@@ -72,7 +72,7 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
     Args:
         f: any JAX function. Differentiate inside it: ``jit(scalify(update))``.
         rules: the scale rule of each primitive, or of its name. A primitive without one is
-            computed on true values in float32.
+            computed on true values in float32. Bodies of loops, branches and calls are scalified.
 
     Returns:
         A function with f's signature. Arguments may mix ``ScaledArray`` and plain arrays, static
@@ -201,7 +201,8 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
         return LOOPS.get(primitive.name) or given or own
     if uniform and len(uniform) == len(operands):
         return _uniform
-    if uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval):
+    known = primitive in rules and primitive in _TAKES_SCALE
+    if uniform and known and np.ndim(equation.outvars[0].aval):
         return rules[primitive]
     return _unscaled
 

@@ -6,7 +6,8 @@
 
 Scale and unit are the same where data is stored: in an argument, in a result, in a narrow dtype
 between two matmuls. In arithmetic they need not be. A dtype with float32's range needs no scale to
-add x at 2**5 and y at 2**-9: it holds true values, in the unit 1, and computes what plain JAX does.
+add x at 2**5 and y at 2**-9: it holds true values, in the unit 1 or in one near it that is known
+while tracing, and computes what plain JAX does.
 Narrow dtypes compute in float32, in units that multiply as values do, and what is stored is brought
 to its scale; where propagation says too little of a value's size, that is measured first.
 """
@@ -25,12 +26,13 @@ from jax.core import Tracer
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import ScaledArray
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.powers import MIN_EXPONENT, log2_floor
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, log2_floor
 from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
-_FURTHEST = 96  # log2 of a scale in a wide dtype: values near 1 are normal numbers there
+_FURTHEST, _FURTHEST_MADE = 96, 24
+"""log2 of the scale of a wide value, and of a product or choice, which may be far from its own."""
 _OF_WIDE_ZEROS = np.int32(-40)  # far below others, but not so far that 1/0 crowds them out
 
 
@@ -39,7 +41,7 @@ class Scaled:
     """The value ``data * unit``, which ``scale`` fits; data at its scale unless a unit is given.
 
     Args:
-        data: in its dtype, or where that is narrow in float32.
+        data: in its dtype or, where that is narrow, perhaps in float32.
         scale: None is *any scale*: zeros, infinities and NaN, whose unit does not matter either.
         dtype: of the value.
         loose: whether it is made of plain arrays only, and leaves the program as a plain array.
@@ -127,14 +129,22 @@ def leave(x: Any) -> Any:
     if x.scale is None or x.unit != ONE or x.scale.static:
         data = stored(x).data
     else:  # what leaves is what divides: it is not asked for twice
-        data = cast(lax.div(register(x), cast(factor, register_dtype(x.dtype))), x.dtype)
+        data = cast(
+            lax.mul(register(x), cast(lax.div(np.float32(1), factor), register_dtype(x.dtype))),
+            x.dtype,
+        )
     return ScaledArray.tree_unflatten(None, (data, jnp.float32(factor)))
 
 
 def held(x: Scaled) -> Scaled:
     """x with a scale that float32 holds."""
-    bounds = () if is_narrow(x.dtype) else (-_FURTHEST, _FURTHEST)
-    return replace(x, scale=x.scale and x.scale.clamped(*bounds))
+    if x.scale is None:
+        return x
+    made = not is_narrow(x.dtype) and abs(x.scale.degree) > 1
+    if x.scale.held and not x.scale.static and not made:
+        return x
+    most = _FURTHEST_MADE if made else MAX_EXPONENT if is_narrow(x.dtype) else _FURTHEST
+    return replace(x, scale=x.scale.clamped(most))
 
 
 def constant(x: Any) -> Any:
@@ -177,10 +187,9 @@ def register(x: Scaled) -> Any:
     return cast(x.data, register_dtype(x.dtype))
 
 
-def at(x: Scaled, unit: Scale, dtype: Any = None) -> Any:
-    """x's data in another unit, in the dtype of its arithmetic or a given one."""
-    data = register(x) if dtype is None else cast(x.data, dtype)
-    return data if x.scale is None else times(data, x.unit / unit)
+def at(x: Scaled, unit: Scale) -> Any:
+    """x's data in another unit, in the dtype of its arithmetic."""
+    return register(x) if x.scale is None else times(register(x), x.unit / unit)
 
 
 def true(x: Scaled) -> Scaled:

@@ -100,11 +100,14 @@ class Scale:
         for atom, n in other.terms:
             counts[atom] = counts.get(atom, 0) + n
         terms = sorted((x for x in counts.items() if x[1]), key=lambda x: x[0].serial)
-        return Scale(self.constant + other.constant, terms, self.degree + other.degree)
+        vague = _VAGUE in (self.degree, other.degree)
+        degree = _VAGUE if vague else self.degree + other.degree
+        return Scale(self.constant + other.constant, terms, degree)
 
     def __pow__(self, n: int) -> "Scale":
         terms = ((atom, k * n) for atom, k in self.terms if n)
-        return Scale(self.constant * n, terms, self.degree * n)
+        degree = _VAGUE if n and self.degree == _VAGUE else self.degree * n
+        return Scale(self.constant * n, terms, degree)
 
     def __truediv__(self, other: "Scale") -> "Scale":
         return self * other**-1
@@ -128,10 +131,11 @@ class Scale:
 
     def root(self, n: int) -> "Scale":
         """The largest power of two whose n-th power this scale is not less than."""
+        degree = _VAGUE if self.degree == _VAGUE else self.degree / n
         if all(k % n == 0 for _, k in self.terms):
             terms = ((atom, k // n) for atom, k in self.terms)
-            return Scale(self.constant // n, terms, self.degree / n)
-        return _derived(f"root {n}", [self], self.degree / n)
+            return Scale(self.constant // n, terms, degree)
+        return _derived(f"root {n}", [self], degree)
 
     def parts(self) -> list["Scale"]:
         """Scales whose product it is, where float32 may not hold it: each of degree 2 at most."""
@@ -142,11 +146,9 @@ class Scale:
         half = Scale(self.constant // 2, (x for x in terms if x[1]), self.degree / 2)
         return [*half.parts(), *(self / half).parts()]
 
-    def clamped(self, lowest: int = MIN_EXPONENT, highest: int = MAX_EXPONENT) -> "Scale":
-        """The nearest scale that float32 holds, from 2**lowest to 2**highest."""
-        if self.held and not self.static:
-            return self
-        found = maximum([minimum([self, Scale(highest)]), Scale(lowest)])
+    def clamped(self, most: int) -> "Scale":
+        """The nearest scale from 2**-most to 2**most, which float32 holds."""
+        found = maximum([minimum([self, Scale(most)]), Scale(-most)])
         for atom, _ in found.terms:
             atom.held = True
         return found

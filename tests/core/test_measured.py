@@ -152,3 +152,24 @@ FAR = {
 @pytest.mark.parametrize("name", FAR)
 def test_float32_data_may_be_far_from_its_scale(name, exponent):
     check(FAR[name], as_scaled(jnp.asarray(NORMAL[0]), 2.0**exponent), rtol=2.0**-20)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("size, exponent", [(1e6, -60), (1e-6, 60), (1e-3, 60), (1e6, -40)])
+def test_wide_results_leave_as_they_are_in_plain_jax(dtype, size, exponent):
+    x = as_scaled(jnp.asarray(NORMAL[0] * size, dtype), 2.0**exponent)
+    for f in (lambda x: x * x, lambda x: jnp.mean(x * x), lambda x: x @ x, lambda x: x**4):
+        check(f, x, rtol=2.0**-6 if dtype == jnp.bfloat16 else 2.0**-20)
+    large = ScaledArray(jnp.asarray([1, 2, -0.5], dtype), 2.0**60)
+    a = ScaledArray(jnp.asarray([1, 2.0**-5, 2.0**-8], dtype), 2.0**-60)
+    check(lambda a, b: lax.cond(a[0] > 1, lambda: b, lambda: a)[2], a, large, rtol=2.0**-6)
+    check(lambda a, b: jnp.minimum(a, jnp.abs(b))[2], a, large, rtol=2.0**-6)
+
+
+@pytest.mark.parametrize("exponent", [-60, -30])
+def test_what_is_vague_stays_so(exponent):
+    x = ScaledArray(jnp.float16([1.5, -1.25, 3]), 2.0**exponent)
+    check(lambda x: jnp.expm1(x) / jnp.cosh(x), x)
+    check(lambda x: jnp.minimum(x, -x) / jnp.where(x == 0, 1, x), x)
+    check(jax.grad(lambda x: jnp.sum(jnp.hypot(x, x[::-1]))), x)
+    check(lambda x: jnp.prod(jnp.pad(x, (0, 2), constant_values=1)), ScaledArray(x.data, 2.0**-10))

@@ -110,24 +110,23 @@ def test_epsilon_is_relative_to_the_true_value(exponent):
     np.testing.assert_allclose(unscale(jax.jit(scalify(rms_norm))(x)), wanted, rtol=2.0**-21)
 
 
-def products(f, *arguments, name="mul"):
+def products(f, *arguments):
     """Multiplications of whole arrays by a scale known at run time, in f under ``scalify``."""
     jaxpr = jax.make_jaxpr(scalify(f))(*arguments).jaxpr
-    found = [e for e in jaxpr.eqns if e.primitive.name == name]
+    found = [e for e in jaxpr.eqns if e.primitive.name == "mul"]
     found = [e for e in found if e.outvars[0].aval.shape == X.shape]
     return sum(any(x.aval.shape == () and not hasattr(x, "val") for x in e.invars) for e in found)
 
 
 def test_an_activation_is_made_true_once_and_brought_back_once():
     x = ScaledArray(jnp.asarray(X), 2.0)
-    assert products(jax.nn.gelu, x) == 1
-    assert products(jax.nn.gelu, x, name="div") == 1
+    assert products(jax.nn.gelu, x) == 2
 
 
 def test_terms_of_a_sum_are_multiplied_once_each():
     x = ScaledArray(jnp.asarray(X), 2.0)
-    assert products(lambda a, b, c: (a + b) + c, x, x, x) == 3
-    assert products(lambda a, b, c: ((a + b) / 3) - c, x, x, x) == 3
+    assert products(lambda a, b, c: (a + b) + c, x, x, x) == 3 + 1  # the last one to leave
+    assert products(lambda a, b, c: ((a + b) / 3) - c, x, x, x) == 3 + 1
     assert products(lambda a, b, c: (a + b, (a + b) * c + c), x, x, x) <= 7
 
 

@@ -35,7 +35,7 @@ from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_counts, scan_with, switc
 from scalify_cli.jaxprs.interpreter import varying_as
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MIN_EXPONENT, exp2
-from scalify_cli.scales.scale import ONE, Scale, chosen
+from scalify_cli.scales.scale import ONE, Scale, maximum
 from scalify_cli.scales.settle import settled
 
 UNKNOWN = Scale(1 << 20)
@@ -198,18 +198,20 @@ def while_loop(equation, *operands, run):
     carries = list(map(Carry, operands[last:]))
     [holding] = params["cond_jaxpr"].out_avals
 
-    def held(values):
+    def condition(values):
         return plain(run(params["cond_jaxpr"], [*operands[:first], *values])[0])
 
     def holds(carry):
-        which = held(map(Carry.inside, carries, carry))
+        which = condition(map(Carry.inside, carries, carry))
         return lax.reduce_or(which, range(holding.ndim)) if holding.ndim else which
 
     def body(carry):
         values = list(map(Carry.inside, carries, carry))
         outputs = run(params["body_jaxpr"], [*operands[first:last], *values])
         if holding.ndim:
-            outputs = run(_choice(holding, params["body_jaxpr"]), [held(values), *values, *outputs])
+            outputs = run(
+                _choice(holding, params["body_jaxpr"]), [condition(values), *values, *outputs]
+            )
         return list(map(Carry.leave, carries, outputs))
 
     carry = lax.while_loop(settled(holds), settled(body), [own.start for own in carries])
@@ -247,12 +249,13 @@ def cond(equation, which, *operands, run):
 
 def _joint(*forms: Any) -> Any:
     """What is known of the result of one of several branches; a narrow one has one scale only."""
-    scales = {form.scale for form in forms if form is not None} - {None}
+    scales = [form.scale for form in forms if form is not None and form.scale is not None]
     if not scales:
         return forms[0]
-    known = UNKNOWN not in scales and (len(scales) == 1 or not is_narrow(forms[0].dtype))
-    loose = all(form.loose for form in forms)
-    return replace(forms[0], scale=chosen(scales) if known else UNKNOWN, loose=loose)
+    same, loose = len(set(scales)) == 1, all(form.loose for form in forms)
+    known = UNKNOWN not in scales and (same or not is_narrow(forms[0].dtype))
+    scale = maximum(scales) if same else maximum(scales).vague()
+    return replace(forms[0], scale=scale if known else UNKNOWN, loose=loose)
 
 
 def remat(equation, *operands, run):

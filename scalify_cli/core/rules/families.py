@@ -7,7 +7,7 @@ the outputs. For a function f of s*x:
 * *multiplies*: scales and units multiply as values do;
 * *agrees*: operands share a unit first, and the scale is the largest;
 * *is opaque*: computed on true values in float32. Where the function says nothing of its result's
-  size that is measured, if it is to be stored in a narrow dtype.
+  size, that is measured if it is to be stored in a narrow dtype.
 """
 
 import math
@@ -85,6 +85,7 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     x, y = (y, x) if x.number is not None else (x, y)
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [shifted(x, by)]
+    y = _nearest(y)
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
     decays = DECAYING in (x.role, y.role) and role != DECAYING
     x, y = factors((x, y), (1, 1))
@@ -97,9 +98,17 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Division. A known power of two changes only the scale and the unit."""
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [shifted(x, by**-1)]
-    x, y = factors((x, y), (1, -1))
+    x, y = factors((x, _nearest(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
     return [result(equation.outvars[0].aval, data, *multiplied((x, y), (1, -1)))]
+
+
+def _nearest(x: Scaled) -> Scaled:
+    """A known factor with the nearest scale: a moving average times 0.999 must not lose a binade of
+    its scale each time."""
+    if x.number is None or x.scale is None:
+        return x
+    return replace(x, scale=Scale(round(math.log2(abs(x.number)))))
 
 
 def power(equation: Any, x: Scaled) -> list[Any]:
@@ -228,33 +237,29 @@ def _beside(arrays: Scale | None, number: Scale | None, dtype: Any) -> Scale | N
     return maximum([Scale(lowest), yields])
 
 
-def picks(*sides: int) -> Rule:
-    """The result is made of some elements of the operands, as of max and select: perhaps of those
-    of the smaller scale only.
+def picks(*sides: int, joins: bool = False) -> Rule:
+    """The result is made of elements of the operands, as of max and select: perhaps of those of the
+    smaller scale only.
 
     A number beyond the dtype, such as -1e30 in FP16, is the infinity that it is in plain JAX.
+
+    Args:
+        sides: as of ``of_picked``.
+        joins: whether all elements are in the result, as of pad and concatenate.
     """
 
-    def some(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+    def scale(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
         arrays = {x.scale for x in values if x.number is None} - {None}
         numbers = {x.number for x in values if x.number is not None and x.scale is not None}
-        uncertain = len(arrays) > 1 or (arrays and numbers)
+        uncertain = arrays and (numbers or (len(arrays) > 1 and not joins))
         return _vague_if(uncertain, of_picked(*sides)(dtype, values))
 
-    return _with_masks(some)
-
-
-def _with_masks(scale: Callable[..., Scale | None]) -> Rule:
     rule = agrees(scale)
 
     def picked(equation: Any, *operands: Any) -> list[Any]:
         return rule(equation, *(_mask(x) if isinstance(x, Scaled) else x for x in operands))
 
     return picked
-
-
-joins = _with_masks(of_picked())
-"""The result is made of all elements of the operands, as of pad and concatenate."""
 
 
 def _mask(x: Scaled) -> Scaled:

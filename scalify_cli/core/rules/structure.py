@@ -9,11 +9,11 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.rules.families import (
     binades,
     factors,
-    joins,
     multiplied,
     of_picked,
     of_sum,
     passes_through,
+    picks,
     result,
     vague,
 )
@@ -40,11 +40,12 @@ def sums(count):
 
 
 def reduce_product(equation, x):
-    """A product of n values has the n-th power of their scale."""
+    """A product of n values has the n-th power of their scale, which few of them need be near."""
     count = prod(x.shape[axis] for axis in equation.params["axes"])
     [x] = factors([x], [count])
     [data] = bind(equation, [x.data])
-    return [result(equation.outvars[0].aval, data, *multiplied([x], [count]))]
+    scale, unit = multiplied([x], [count])
+    return [result(equation.outvars[0].aval, data, scale and scale.vague(), unit)]
 
 
 def scatter(scale):
@@ -117,7 +118,9 @@ RULES = {
 }
 RULES |= dict.fromkeys((p.scatter_add_p, lax.scatter_sub_p), scatter(of_sum))
 RULES |= dict.fromkeys((p.scatter_max_p, p.scatter_min_p), scatter(of_picked()))
-RULES |= dict.fromkeys((p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), joins)
+RULES |= dict.fromkeys(
+    (p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), picks(joins=True)
+)
 RULES |= dict.fromkeys((p.select_and_scatter_add_p, p.select_and_gather_add_p), selected)
 RULES |= dict.fromkeys(
     (
