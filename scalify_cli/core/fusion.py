@@ -33,15 +33,17 @@ def fused(jaxpr: jex.Jaxpr) -> set[Any]:
 
 def _look(jaxpr: jex.Jaxpr) -> set[Any]:
     made: dict[Any, int] = {}  # in which run of such equations
-    others, run = set(), 0
+    read, others, run = set(), set(), 0
     for equation in filter(lambda e: e.outvars, live_equations(jaxpr)):
         reads = [x for x in equation.invars if is_variable(x) and is_float(x.aval)]
         light = _is_light(equation)
+        read.update(reads)
         others.update(x for x in reads if not light or made.get(x) != run)
         run += bool(reads and not light)
         if light and equation.primitive is not p.convert_element_type_p:
             made |= dict.fromkeys(equation.outvars, run)
-    return {x for x in made.keys() - others if is_float(x.aval) and is_narrow(x.aval.dtype)}
+    kept = made.keys() & read - others
+    return {x for x in kept if is_float(x.aval) and is_narrow(x.aval.dtype)}
 
 
 def _is_light(equation: jex.JaxprEqn) -> bool:
