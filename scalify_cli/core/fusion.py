@@ -48,6 +48,6 @@ def _look(jaxpr: jex.Jaxpr) -> set[Any]:
 
 def _is_light(equation: jex.JaxprEqn) -> bool:
     if equation.primitive not in CALLED_JAXPR:
-        return equation.primitive in _LIGHT
+        return not _LIGHT.isdisjoint({equation.primitive, equation.primitive.name})
     called = equation.params[CALLED_JAXPR[equation.primitive]].jaxpr
     return all(map(_is_light, called.eqns))

@@ -138,12 +138,12 @@ class Scale:
         return _derived(f"root {n}", [self], degree)
 
     def parts(self) -> list["Scale"]:
-        """Scales whose product it is, where float32 may not hold it: each of degree 2 at most."""
-        far = abs(self.constant) > MAX_EXPONENT or abs(self.degree) > 2
+        """Scales whose product it is, where float32 may not hold it: each of two atoms at most."""
+        far = abs(self.constant) > MAX_EXPONENT or sum(abs(n) for _, n in self.terms) > 2
         if not far or len({n > 0 for _, n in self.terms}) > 1:
             return [self]
         terms = self.terms[1::2] if len(self.terms) > 1 else [(x, n // 2) for x, n in self.terms]
-        half = Scale(self.constant // 2, (x for x in terms if x[1]), self.degree / 2)
+        half = Scale(self.constant // 2, (x for x in terms if x[1]))
         return [*half.parts(), *(self / half).parts()]
 
     def clamped(self, most: int) -> "Scale":
