@@ -31,8 +31,9 @@ from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
-_FURTHEST, _FURTHEST_MADE = 96, 24
-"""log2 of the scale of a wide value, and of a product or choice, which may be far from its own."""
+_HELD, _WIDE, _MADE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24)
+"""log2 of the least and the largest scale of a narrow value, of a wide one, and of a wide product
+or choice, which may be far from its own."""
 _OF_WIDE_ZEROS = np.int32(-40)  # far below others, but not so far that 1/0 crowds them out
 
 
@@ -143,8 +144,8 @@ def held(x: Scaled) -> Scaled:
     made = not is_narrow(x.dtype) and abs(x.scale.degree) > 1
     if x.scale.held and not x.scale.static and not made:
         return x
-    most = _FURTHEST_MADE if made else MAX_EXPONENT if is_narrow(x.dtype) else _FURTHEST
-    return replace(x, scale=x.scale.clamped(most))
+    bounds = _MADE if made else _HELD if is_narrow(x.dtype) else _WIDE
+    return replace(x, scale=x.scale.clamped(*bounds))
 
 
 def constant(x: Any) -> Any:

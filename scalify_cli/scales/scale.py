@@ -146,9 +146,9 @@ class Scale:
         half = Scale(self.constant // 2, (x for x in terms if x[1]))
         return [*half.parts(), *(self / half).parts()]
 
-    def clamped(self, most: int) -> "Scale":
-        """The nearest scale from 2**-most to 2**most, which float32 holds."""
-        found = maximum([minimum([self, Scale(most)]), Scale(-most)])
+    def clamped(self, lowest: int, highest: int) -> "Scale":
+        """The nearest scale from 2**lowest to 2**highest, which float32 holds."""
+        found = maximum([minimum([self, Scale(highest)]), Scale(lowest)])
         for atom, _ in found.terms:
             atom.held = True
         return found
