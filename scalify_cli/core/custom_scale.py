@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 from scalify_cli.core.ruled_primitive import RuledPrimitive
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
-from scalify_cli.core.values import Scaled, enter, leave, plain
+from scalify_cli.core.values import Scaled, enter, held, leave, plain
 
 
 class custom_scale:
@@ -73,6 +73,7 @@ def _scale_rule(equation: Any, *operands: Any) -> list[Any]:
     def argument(x: Any) -> Any:
         if not isinstance(x, Scaled) or x.loose:
             return plain(x)
+        x = held(x)
         array = leave(x)
         scales[id(array.scale)] = (x.scale, array.scale)
         return array

@@ -111,3 +111,11 @@ def test_a_result_of_another_structure_is_refused():
 def test_its_rule_sees_constants_as_arrays(constant):
     got = jax.jit(scalify(lambda x: gated(x, constant)))(X)
     np.testing.assert_allclose(np.float32(got), np.float32(X) * jax.nn.sigmoid(1.0), rtol=2.0**-10)
+
+
+@pytest.mark.parametrize("exponent", [-50, 20, 50])
+def test_its_rule_may_keep_the_scale_of_a_wide_product(exponent):
+    x = ScaledArray(jnp.float32([1, -2, 3]), 2.0**exponent)
+    got = jax.jit(scalify(lambda x: gated(x * x, jnp.ones_like(x))))(x)
+    wanted = unscale(x) ** 2 * jax.nn.sigmoid(1.0)
+    np.testing.assert_allclose(unscale(got), wanted, rtol=2.0**-20)
