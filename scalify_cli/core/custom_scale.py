@@ -109,14 +109,15 @@ def _jvp(primals: Any, tangents: Any, *, call: Any, rule: Any) -> Any:
     return outputs, derivative
 
 
+def _called(*args: Any, call: Any, rule: Any) -> list[Any]:
+    return jex.jaxpr_as_fun(call)(*args)
+
+
 custom_scale_p = RuledPrimitive("custom_scale")
 custom_scale_p.multiple_results = True
 custom_scale_p.scale_rule = _scale_rule
-custom_scale_p.def_impl(lambda *args, call, rule: jex.jaxpr_as_fun(call)(*args))
+custom_scale_p.def_impl(_called)
 custom_scale_p.def_abstract_eval(lambda *_, call, rule: call.out_avals)
-mlir.register_lowering(
-    custom_scale_p,
-    mlir.lower_fun(lambda *args, call, rule: jex.jaxpr_as_fun(call)(*args), multiple_results=True),
-)
+mlir.register_lowering(custom_scale_p, mlir.lower_fun(_called, multiple_results=True))
 batching.primitive_batchers[custom_scale_p] = _batched
 ad.primitive_jvps[custom_scale_p] = _jvp

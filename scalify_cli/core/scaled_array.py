@@ -14,10 +14,12 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scalify_cli.core.dtypes import is_float, is_narrow, wide_dtype
-from scalify_cli.scales.powers import exp2, log2_floor
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, exp2, floor_log2, log2_floor
 
-SMALLEST_SCALE = 2.0**-126
-_SCALE_OF_WIDE_ZEROS = 2.0**-40  # far below others, but not so far that 1/0 crowds them out
+SMALLEST_SCALE = 2.0**MIN_EXPONENT
+WIDE_ZEROS = -40
+"""log2 of the scale of zeros in a wide dtype: far below others, but not so far that 1/0 crowds them
+out."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -106,7 +108,7 @@ def _scale_of(x: jax.Array) -> float:
         return 1.0
     unit, relative = (float(y) for y in _root_mean_square(x))
     if relative == 0:
-        return SMALLEST_SCALE if is_narrow(x.dtype) else _SCALE_OF_WIDE_ZEROS
+        return SMALLEST_SCALE if is_narrow(x.dtype) else 2.0**WIDE_ZEROS
     return _floor_power_of_two(unit * relative)
 
 
@@ -130,16 +132,14 @@ def _round_down(scale: Any) -> Any:
 
 
 def _floor_power_of_two(x: float) -> float:
-    return 2.0 ** min(max(math.frexp(x)[1] - 1, -126), 126)
+    return 2.0 ** min(max(floor_log2(x), MIN_EXPONENT), MAX_EXPONENT)
 
 
 def _plain(x: Any, dtype: Any) -> Any:
     if not is_scaled(x):
         return x if dtype is None or not _is_float_array(x) else jnp.asarray(x, dtype)
     wide = wide_dtype(x.dtype)
-    scale = x.scale.reshape(
-        x.scale.shape + (1,) * (x.ndim - x.scale.ndim)
-    )  # one an element of a batch
+    scale = jnp.expand_dims(x.scale, range(x.scale.ndim, x.ndim))  # a batch has one an element
     return (x.data.astype(wide) * scale.astype(wide)).astype(dtype or x.dtype)
 
 

@@ -24,9 +24,9 @@ from jax import lax
 from jax.core import Tracer
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
-from scalify_cli.core.scaled_array import ScaledArray
+from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, log2_floor
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2, log2_floor
 from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
@@ -34,7 +34,6 @@ NEAR = 16
 _HELD, _WIDE, _MADE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24)
 """log2 of the least and the largest scale of a narrow value, of a wide one, and of a wide product
 or choice, which may be far from its own."""
-_OF_WIDE_ZEROS = np.int32(-40)  # far below others, but not so far that 1/0 crowds them out
 
 
 @dataclass(eq=False)
@@ -91,7 +90,7 @@ class Uniform:
     def scale(self) -> Scale | None:
         """The power of two at or below it; any scale for zero, infinities and NaN."""
         known = self.value != 0 and math.isfinite(self.value)
-        return Scale(math.frexp(self.value)[1] - 1) if known else None
+        return Scale(floor_log2(abs(self.value))) if known else None
 
     def array(self, dtype: Any = None) -> Any:
         return lax.full(self.shape, self.value, dtype or self.dtype, sharding=self.sharding)
@@ -115,7 +114,7 @@ def enter(x: Any) -> Any:
     if isinstance(x.scale, Tracer):
         scale = Scale.unknown(lax.stop_gradient(x.scale))
     else:
-        scale = Scale(int(np.frexp(np.float32(x.scale))[1]) - 1, degree=1)
+        scale = Scale(floor_log2(float(x.scale)), degree=1)
     entered = Scaled(x.data, scale)
     kept = is_narrow(x.dtype) or (scale.static and abs(scale.constant) <= NEAR)
     return entered if kept else true(entered)
@@ -130,10 +129,8 @@ def leave(x: Any) -> Any:
     if x.scale is None or x.unit != ONE or x.scale.static:
         data = stored(x).data
     else:  # what leaves is what divides: it is not asked for twice
-        data = cast(
-            lax.mul(register(x), cast(lax.div(np.float32(1), factor), register_dtype(x.dtype))),
-            x.dtype,
-        )
+        inverse = cast(lax.div(np.float32(1), factor), register_dtype(x.dtype))
+        data = cast(lax.mul(register(x), inverse), x.dtype)
     return ScaledArray.tree_unflatten(None, (data, jnp.float32(factor)))
 
 
@@ -178,7 +175,9 @@ def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     def largest() -> Any:
         sizes = lax.select(lax.is_finite(data), lax.abs(data), lax.full_like(data, 0))
         exponent = log2_floor(cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32))
-        return Scale.unknown(exponent if is_narrow(dtype) else lax.max(exponent, _OF_WIDE_ZEROS))
+        return Scale.unknown(
+            exponent if is_narrow(dtype) else lax.max(exponent, np.int32(WIDE_ZEROS))
+        )
 
     return Scaled(data, (once(data, "measured", largest) * unit).of_degree(1), unit, dtype)
 

@@ -1,5 +1,6 @@
 """Powers of two in float32, by their bits: exact, and a few integer operations each."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,3 +40,8 @@ def log2_floor(x: Any) -> Any:
     finite = lax.le(exponent, np.int32(BIAS))
     exponent = lax.select(finite, exponent, lax.full_like(exponent, MIN_EXPONENT))
     return lax.clamp(np.int32(MIN_EXPONENT), exponent, np.int32(MAX_EXPONENT))
+
+
+def floor_log2(number: float) -> int:
+    """The same of a positive number that is known while tracing, without bounds."""
+    return math.frexp(number)[1] - 1

@@ -20,7 +20,6 @@ from jax.extend.core import primitives as p
 from jax.sharding import Sharding
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow
-from scalify_cli.core.rules.definitions import rewritten
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
@@ -30,6 +29,7 @@ from scalify_cli.core.values import (
     promote,
     sized,
     stored,
+    true,
 )
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_counts, scan_with, switch_again
 from scalify_cli.jaxprs.interpreter import varying_as
@@ -54,14 +54,13 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     """
     if not is_float(x):
         return None, x
-    x = replace(promote(x), loose=not isinstance(x, Scaled) or x.loose)
-    x = sized(x)
+    x = sized(replace(promote(x), loose=not isinstance(x, Scaled) or x.loose))
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
         return replace(x, data=None, scale=UNKNOWN), (stored(x).data, x.scale.exponent())
     x = stored(x) if narrow and known and alone else x
     if not alone or x.unit.level == level():
-        x = replace(x, data=at(x, ONE), unit=ONE)
+        x = true(x)
     return replace(x, data=None, scale=x.scale if known else UNKNOWN), x.data
 
 
@@ -137,7 +136,7 @@ def call(name: str) -> Callable:
     def rule(equation, *operands, run):
         params = equation.params
         inputs = map(_constrained, operands, params.get("in_shardings", operands))
-        outputs = run(rewritten(params[name]), list(inputs))
+        outputs = run(params[name], list(inputs))
         return list(map(_constrained, outputs, params.get("out_shardings", outputs)))
 
     return rule
