@@ -18,7 +18,6 @@ from scalify_cli.core.rules.families import (
     agrees,
     at_one,
     factors,
-    multiplied,
     of_sum,
     opaque,
     passes_through,
@@ -74,9 +73,9 @@ def general_power(equation, x, y):
         return root(int(2 * n) * 2, lambda data: lax.pow(data, lax.full_like(data, n)))(equation, x)
     if abs(n) > 8 or not float(n).is_integer():
         return vague(equation, x, y)
-    [x] = factors([x], [int(n)])
+    [x], scale, unit = factors([x], [int(n)])
     data = lax.integer_pow(register(x), int(n))
-    return [result(equation.outvars[0].aval, data, *multiplied([x], [int(n)]))]
+    return [result(equation.outvars[0].aval, data, scale, unit)]
 
 
 def next_after(equation, x, y):

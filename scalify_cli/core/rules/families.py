@@ -71,36 +71,42 @@ def multiplied(values: Sequence[Scaled], powers: Sequence[int]) -> tuple[Scale |
     return scale, unit
 
 
-def factors(values: Sequence[Scaled], powers: Sequence[int]) -> list[Scaled]:
-    """Values that are to be multiplied: as they are, or true where their product would be of so
-    many units, or of such vague scales, that its data might not be a number of its dtype."""
+def factors(
+    values: Sequence[Scaled], powers: Sequence[int]
+) -> tuple[list[Scaled], Scale | None, Scale]:
+    """What is to be multiplied, with the scale and the unit of the product.
+
+    The values are as they are, or true where their product would be of so many units, or of such
+    vague scales, that its data might not be a number of its dtype.
+    """
     scale, unit = multiplied(values, powers)
-    near = all(is_narrow(x.dtype) for x in values) or abs(unit.constant) <= NEAR
-    kept = near and unit.trusted and (scale is None or scale.trusted)
-    return list(values) if kept else list(map(true, values))
+    close = all(is_narrow(x.dtype) for x in values) or abs(unit.constant) <= NEAR
+    if close and unit.trusted and (scale is None or scale.trusted):
+        return list(values), scale, unit
+    return list(map(true, values)), scale, ONE
 
 
 def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Multiplication. A known power of two changes only the scale and the unit."""
     x, y = (y, x) if x.number is not None else (x, y)
     if (by := _power_of_two(y)) and _fills(equation, x):
-        return [shifted(x, by)]
+        return [_shifted(x, by)]
     y = _nearest(y)
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
     decays = DECAYING in (x.role, y.role) and role != DECAYING
-    x, y = factors((x, y), (1, 1))
-    aval, (scale, unit) = equation.outvars[0].aval, multiplied((x, y), (1, 1))
+    (x, y), scale, unit = factors((x, y), (1, 1))
+    aval = equation.outvars[0].aval
     [data] = bind(equation, [register(x), register(y)])
-    return [result(aval, data, _vague_if(decays, near(scale, kept, aval.dtype)), unit, role)]
+    return [result(aval, data, _vague_if(decays, _near(scale, kept, aval.dtype)), unit, role)]
 
 
 def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Division. A known power of two changes only the scale and the unit."""
     if (by := _power_of_two(y)) and _fills(equation, x):
-        return [shifted(x, by**-1)]
-    x, y = factors((x, _nearest(y)), (1, -1))
+        return [_shifted(x, by**-1)]
+    (x, y), scale, unit = factors((x, _nearest(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
-    return [result(equation.outvars[0].aval, data, *multiplied((x, y), (1, -1)))]
+    return [result(equation.outvars[0].aval, data, scale, unit)]
 
 
 def _nearest(x: Scaled) -> Scaled:
@@ -115,10 +121,9 @@ def power(equation: Any, x: Scaled) -> list[Any]:
     """x**n for an integer n (2 for ``square``), with the roundings that its dtype has."""
     n, aval = equation.params.get("y", 2), equation.outvars[0].aval
     kept, role = _gate(x, x) if n == 2 else (None, "")
-    [x] = factors([x], [n])
-    scale, unit = multiplied([x], [n])
+    [x], scale, unit = factors([x], [n])
     [data] = bind(equation, [x.data])
-    return [result(aval, data, near(scale, kept, aval.dtype), unit, role)]
+    return [result(aval, data, _near(scale, kept, aval.dtype), unit, role)]
 
 
 def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
@@ -141,7 +146,7 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     return None, (x.role if len(roles) == 1 else DECAYING) if roles <= {BOUNDED, DECAYING} else ""
 
 
-def near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
+def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
     """The scale that is wanted instead, as far as the dtype has room for it."""
     if scale is None or wanted is None:
         return scale
@@ -164,7 +169,7 @@ def _fills(equation: Any, x: Scaled) -> bool:
     return x.shape == aval.shape and jax.typeof(x.data).sharding.spec == aval.sharding.spec
 
 
-def shifted(x: Scaled, by: Any) -> Scaled:
+def _shifted(x: Scaled, by: Scale) -> Scaled:
     """x times a power of two: the same data in another unit, but for wide true values."""
     scale = x.scale and x.scale * by
     if is_narrow(x.dtype) or x.unit != ONE:

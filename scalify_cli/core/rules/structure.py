@@ -9,7 +9,6 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.rules.families import (
     binades,
     factors,
-    multiplied,
     of_picked,
     of_sum,
     passes_through,
@@ -42,9 +41,8 @@ def sums(count):
 def reduce_product(equation, x):
     """A product of n values has the n-th power of their scale, which few of them need be near."""
     count = prod(x.shape[axis] for axis in equation.params["axes"])
-    [x] = factors([x], [count])
+    [x], scale, unit = factors([x], [count])
     [data] = bind(equation, [x.data])
-    scale, unit = multiplied([x], [count])
     return [result(equation.outvars[0].aval, data, scale and scale.vague(), unit)]
 
 
