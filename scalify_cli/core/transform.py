@@ -42,6 +42,7 @@ from scalify_cli.jaxprs.interpreter import (
     trace_call,
 )
 from scalify_cli.jaxprs.literals import true_literals
+from scalify_cli.jaxprs.tracing import once
 from scalify_cli.scales.settle import settled
 
 Watch = Callable[[Apply], Apply]
@@ -208,11 +209,13 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
-    """On true values; a known number stays known in another dtype."""
-    casts = equation.primitive is p.convert_element_type_p
-    if casts and not isinstance(operands[0], jax.Array) and np.ndim(operands[0]) == 0:
-        return [constant(np.asarray(operands[0]).astype(equation.params["new_dtype"]))]
-    return bind(equation, list(map(plain, operands)))
+    """On true values; a known number stays known in another dtype, one copy serves all readers."""
+    if equation.primitive not in (p.convert_element_type_p, p.copy_p):
+        return bind(equation, list(map(plain, operands)))
+    [x], params = operands, equation.params
+    if params and not isinstance(x, jax.Array) and np.ndim(x) == 0:
+        return [constant(np.asarray(x).astype(params["new_dtype"]))]
+    return once(x, (equation.primitive, *params.values()), lambda: bind(equation, [x]))
 
 
 def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:

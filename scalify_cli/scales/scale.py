@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-
 from scalify_cli.jaxprs.interpreter import here
 from scalify_cli.jaxprs.tracing import level, once
 from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
@@ -28,8 +27,8 @@ class Atom:
     """One int32 exponent unknown while tracing: an array that came from outside (an int32 scalar,
     or a float32 scale), or what a rule makes of other scales.
 
-    ``level`` is that of the trace that it is made in, ``held`` says whether float32 surely holds
-    it, and ``memo`` holds what has been made of it so far.
+    ``level`` is that of the trace that it is made in, ``lowest`` and ``highest`` are its bounds,
+    and ``memo`` holds what has been made of it so far.
     """
 
     def __init__(self, array: Any = None, rule: str = "", operands: Sequence["Scale"] = ()):
@@ -40,7 +39,7 @@ class Atom:
         self.depth: int = 1 + max((atom.depth for atom in below), default=-1)
         self.sources: dict[Atom, None] = {x: None for atom in below for x in atom.sources}
         self.sources |= {} if rule else {self: None}
-        self.held = not rule or (rule == "maximum" and all(x.held for x in operands))
+        self.lowest, self.highest = _bounds(rule, operands)
         self.memo: dict[Any, Atom] = {}
 
 
@@ -82,10 +81,19 @@ class Scale:
         return atom if n == 1 and not others and self.constant == 0 else None
 
     @property
+    def lowest(self) -> int:
+        """What it is not less than, whatever its atoms are."""
+        return -(self**-1).highest
+
+    @property
+    def highest(self) -> int:
+        """What it is not more than."""
+        return self.constant + sum(n * (x.highest if n > 0 else x.lowest) for x, n in self.terms)
+
+    @property
     def held(self) -> bool:
         """Whether it is known that float32 holds it."""
-        atom = self.alone
-        return atom.held if atom else self.static and abs(self.constant) <= MAX_EXPONENT
+        return MIN_EXPONENT <= self.lowest and self.highest <= MAX_EXPONENT
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scale):
@@ -147,11 +155,12 @@ class Scale:
         return [*half.parts(), *(self / half).parts()]
 
     def clamped(self, lowest: int, highest: int) -> "Scale":
-        """The nearest scale from 2**lowest to 2**highest, which float32 holds."""
-        found = maximum([minimum([self, Scale(highest)]), Scale(lowest)])
-        for atom, _ in found.terms:
-            atom.held = True
-        return found
+        """The nearest scale from 2**lowest to 2**highest."""
+        if lowest <= self.lowest and self.highest <= highest:
+            return self
+        if self.static:
+            return Scale(min(max(self.constant, lowest), highest), (), self.degree)
+        return _derived("clamp", [self, Scale(lowest), Scale(highest)], self.degree)
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
@@ -176,6 +185,21 @@ class Scale:
 ONE = Scale()
 
 
+def _bounds(rule: str, operands: Sequence[Scale]) -> tuple[int, int]:
+    """Of what a rule makes; scales from outside are taken to be such as float32 holds."""
+    if not rule:
+        return MIN_EXPONENT, MAX_EXPONENT
+    lowest, highest = [x.lowest for x in operands], [x.highest for x in operands]
+    if rule == "maximum":
+        return max(lowest), max(highest)
+    if rule == "select":
+        return min(lowest[1:]), max(highest[1:])
+    if rule == "clamp":
+        return sorted(lowest)[1], sorted(highest)[1]
+    n = int(rule.removeprefix("root "))
+    return lowest[0] // n, highest[0] // n
+
+
 def _derived(rule: str, scales: Sequence[Scale], degree: float) -> Scale:
     """What a rule makes of some scales at run time; the same again for the same ones."""
     [(first, _), *_] = (term for scale in scales for term in scale.terms)
@@ -186,12 +210,11 @@ def _derived(rule: str, scales: Sequence[Scale], degree: float) -> Scale:
 
 
 def maximum(scales: Sequence[Scale]) -> Scale:
-    """The largest of some scales; known maxima and differences are folded while tracing."""
-    largest: dict[tuple, Scale] = {}
-    for scale in (part for x in scales for part in _parts(x)):
-        other = largest.get(scale.terms)
-        largest[scale.terms] = scale if other is None or scale.constant > other.constant else other
-    found = list(largest.values())
+    """The largest of some scales; what is surely not larger than others is left out."""
+    found: list[Scale] = []
+    for scale in dict.fromkeys(part for x in scales for part in _parts(x)):
+        if not any((scale / x).highest <= 0 for x in found):
+            found = [x for x in found if (x / scale).highest > 0] + [scale]
     whole = [x for x in scales if set(_parts(x)) == set(found)]
     degree = max((x.degree for x in scales), key=abs)
     if whole or len(found) == 1:

@@ -27,7 +27,7 @@ from scalify_cli.jaxprs.interpreter import (
     varying_axes,
 )
 from scalify_cli.jaxprs.tracing import new_trace
-from scalify_cli.scales.powers import BIAS, exponent_of_power, inverse_exp2
+from scalify_cli.scales.powers import BIAS, exp2, exponent_of_power, inverse_exp2
 
 
 class Request:
@@ -137,24 +137,36 @@ class _Exponents:
 
     def compute(self, requests: Sequence[Request]) -> dict[Request, Any]:
         """What was asked for, in a few operations on vectors."""
-        self.vector, answers = here(self.vector), {}
+        if len(requests) <= 2 and all(map(self._is_given, requests)):
+            return {request: self._alone(request) for request in requests}
+        self.vector = here(self.vector)
         self._include([atom for atom in self.given if atom not in self.place])
         for atoms in self._levels(request.scale for request in requests):
             self._append(self._made(atoms), atoms)
-        for float in (True, False):
-            group = [request for request in requests if request.float == float]
-            if group:
-                sums = self._sums([request.scale for request in group], inverse=float)
-                values = jnp.unstack(inverse_exp2(sums) if float else sums)
-                answers |= zip(group, values, strict=False)
-        return answers
+        requests = sorted(requests, key=lambda request: not request.float)
+        count = sum(request.float for request in requests)
+        sums = self._sums([request.scale for request in requests], inverse=count)
+        floats, exponents = lax.split(sums, (count, sums.size - count))
+        values = [*jnp.unstack(inverse_exp2(floats)), *jnp.unstack(exponents)]
+        return dict(zip(requests, values, strict=False))
+
+    def _is_given(self, request: Request) -> bool:
+        """Whether it takes no more than one exponent that came from outside."""
+        [(atom, _), *others] = request.scale.terms
+        return not others and atom in self.given and self.given[atom].dtype == jnp.int32
+
+    def _alone(self, request: Request) -> Any:
+        [(atom, n)] = request.scale.terms
+        exponent = np.int32(n) * self.given[atom] + np.int32(request.scale.constant)
+        return exp2(exponent) if request.float else exponent
 
     def _include(self, atoms: Sequence[Any]) -> None:
         """Adds what came from outside: float32 scales, then int32 exponents."""
         for dtype, exponents in ((jnp.float32, exponent_of_power), (jnp.int32, lambda x: x)):
             group = [atom for atom in atoms if self.given[atom].dtype == dtype]
             if group:
-                self._append(exponents(jnp.stack([self.given[atom] for atom in group])), group)
+                padded = (group * 2)[: max(len(group), 2)]  # XLA computes a single one repeatedly
+                self._append(exponents(jnp.stack([self.given[atom] for atom in padded])), group)
 
     def _append(self, new: Any, atoms: Sequence[Any]) -> None:
         self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
@@ -182,27 +194,27 @@ class _Exponents:
         columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
         return _RULES[atoms[0].rule](self._sums(columns)[: len(columns)].reshape(count, -1))
 
-    def _sums(self, scales: Sequence[Any], inverse: bool = False) -> Any:
+    def _sums(self, scales: Sequence[Any], inverse: int = 0) -> Any:
         """The exponents of some scales: one product of the vector and a constant matrix.
 
         At least two columns, because XLA computes narrower products anew wherever they are read.
 
         Args:
-            inverse: whether they are wanted as the codes of ``inverse_exp2``.
+            inverse: how many are wanted as the codes of ``inverse_exp2``.
         """
         matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
         for column, scale in enumerate(scales):
             matrix[0, column] = scale.constant
             for atom, n in scale.terms:
                 matrix[self.place[atom], column] = n
-        if inverse:
-            matrix *= -1
-            matrix[0] += BIAS + 1
+        matrix[:, :inverse] *= -1
+        matrix[0, :inverse] += BIAS + 1
         return lax.dot(self.vector, matrix)
 
 
 _RULES: dict[str, Callable] = {
     "maximum": lambda rows: lax.reduce_max(rows, (0,)),
+    "clamp": lambda rows: lax.clamp(rows[1], rows[0], rows[2]),
     "select": lambda rows: lax.select(lax.eq(rows[0], np.int32(0)), rows[1], rows[2]),
     "root 2": lambda rows: lax.shift_right_arithmetic(rows[0], lax.full_like(rows[0], 1)),
     "root 3": lambda rows: jnp.floor_divide(rows[0], np.int32(3)),
