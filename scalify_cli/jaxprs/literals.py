@@ -2,16 +2,17 @@
 
 Adam's ε = 1e-8 in a program over FP16 arrays is traced as the literal 0. Where a traced literal is
 zero, subnormal or infinite, the function is traced once more with those arguments in float32, and
-the two programs are read side by side: same primitives, true numbers.
+what such literals are there is what they are here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
+from jax.extend import source_info_util
 from jax.extend.core import primitives as p
 
 
@@ -24,40 +25,52 @@ def true_literals(
         trace: the function's jaxpr for given argument types.
         narrow: the one that is looked at.
     """
-    equations = list(_equations(narrow.jaxpr))
-    if not any(_is_lost(x) for e in equations for x in e.invars):
+    lost = _lost_literals(narrow.jaxpr)
+    if not any(_is_half(x) for group in lost.values() for x in group):
         return {}
     try:
-        wide = trace([_in_float32(aval) for aval in narrow.in_avals])
+        wide = _lost_literals(trace([_in_float32(aval) for aval in narrow.in_avals]).jaxpr)
     except (TypeError, ValueError):  # the program needs its own dtypes
         return {}
-    same = takewhile(_is_same, zip(equations, _equations(wide.jaxpr), strict=False))
-    pairs = (pair for e, other in same for pair in zip(e.invars, other.invars, strict=True))
-    both = ((x, y) for x, y in pairs if isinstance(x, jex.Literal) and isinstance(y, jex.Literal))
-    return {id(x): float(y.val) for x, y in both if _is_lost(x)}
+    same = [key for key in lost if len(lost[key]) == len(wide[key])]
+    pairs = (pair for key in same for pair in zip(lost[key], wide[key], strict=True))
+    return {id(x): float(y.val) for x, y in pairs if _is_half(x)}
 
 
-def _equations(jaxpr: jex.Jaxpr) -> Iterator[jex.JaxprEqn]:
-    """Those that are in a program whatever its dtypes, and in the programs that they call."""
+def _lost_literals(jaxpr: jex.Jaxpr, called: bool = False) -> dict[Any, list[jex.Literal]]:
+    """Literals that FP16 does not hold or has perhaps lost, by what is the same in any dtype of the
+    equation that reads them.
+
+    Args:
+        called: whether it is a function's, which JAX keeps with the source lines of its first call.
+    """
+    found: dict[Any, list[jex.Literal]] = defaultdict(list)
     for equation in jaxpr.eqns:
-        if equation.primitive is not p.convert_element_type_p:
-            yield equation
+        literals = [x for x in equation.invars if isinstance(x, jex.Literal) and _is_lost(x)]
+        if literals:
+            source = equation.source_info
+            line = "" if called else source_info_util.summarize(source)
+            shapes = (*(x.aval.shape for x in equation.outvars),)
+            found[equation.primitive, shapes, str(source.name_stack), line] += literals
         for inner in jex.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
-
-
-def _is_same(pair: tuple[jex.JaxprEqn, jex.JaxprEqn]) -> bool:
-    one, other = pair
-    return one.primitive is other.primitive and len(one.invars) == len(other.invars)
+            inside = _lost_literals(inner, called or equation.primitive is p.jit_p)
+            for key, literals in inside.items():
+                found[key] += literals
+    return found
 
 
 def _in_float32(aval: Any) -> Any:
     return aval.update(dtype=jnp.dtype(jnp.float32)) if aval.dtype == jnp.float16 else aval
 
 
-def _is_lost(x: Any) -> bool:
-    """Whether x is an FP16 literal that may have been another; others may be ``finfo(dtype)``'s."""
-    if not isinstance(x, jex.Literal) or getattr(x.aval, "dtype", None) != jnp.float16:
+def _is_lost(x: jex.Literal) -> bool:
+    """Whether FP16 cannot hold it well; others may be ``finfo(dtype)``'s."""
+    if getattr(x.aval, "dtype", None) not in (jnp.float16, jnp.float32):
         return False
-    value = abs(float(np.float32(x.val)))
+    with np.errstate(over="ignore", under="ignore"):
+        value = abs(float(np.float16(np.float32(x.val))))
     return value < float(jnp.finfo(jnp.float16).tiny) or not np.isfinite(value)
+
+
+def _is_half(x: jex.Literal) -> bool:
+    return x.aval.dtype == jnp.float16

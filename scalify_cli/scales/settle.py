@@ -148,7 +148,7 @@ class _Exponents:
         sums = self._sums([request.scale for request in requests], inverse=count)
         floats, exponents = lax.split(sums, (count, sums.size - count))
         values = [*jnp.unstack(inverse_exp2(floats)), *jnp.unstack(exponents)]
-        return dict(zip(requests, values, strict=False))
+        return dict(zip(requests, values, strict=True))
 
     def _is_given(self, request: Request) -> bool:
         """Whether it takes no more than one exponent that came from outside."""
@@ -165,8 +165,7 @@ class _Exponents:
         for dtype, exponents in ((jnp.float32, exponent_of_power), (jnp.int32, lambda x: x)):
             group = [atom for atom in atoms if self.given[atom].dtype == dtype]
             if group:
-                padded = (group * 2)[: max(len(group), 2)]  # XLA computes a single one repeatedly
-                self._append(exponents(jnp.stack([self.given[atom] for atom in padded])), group)
+                self._append(exponents(jnp.stack([self.given[atom] for atom in group])), group)
 
     def _append(self, new: Any, atoms: Sequence[Any]) -> None:
         self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
@@ -192,24 +191,27 @@ class _Exponents:
         count = max(len(atom.operands) for atom in atoms)
         padded = [x.operands + x.operands[:1] * (count - len(x.operands)) for x in atoms]
         columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
-        return _RULES[atoms[0].rule](self._sums(columns)[: len(columns)].reshape(count, -1))
+        return _RULES[atoms[0].rule](self._sums(columns).reshape(count, -1))
 
     def _sums(self, scales: Sequence[Any], inverse: int = 0) -> Any:
         """The exponents of some scales: one product of the vector and a constant matrix.
 
-        At least two columns, because XLA computes narrower products anew wherever they are read.
+        It gives the vector anew too, because what XLA need not multiply it computes in each reader.
 
         Args:
             inverse: how many are wanted as the codes of ``inverse_exp2``.
         """
-        matrix = np.zeros((self.vector.size, max(len(scales), 2)), np.int32)
-        for column, scale in enumerate(scales):
+        known, wanted = self.vector.size, len(scales)
+        matrix = np.eye(known, known + wanted, dtype=np.int32)
+        for column, scale in enumerate(scales, known):
             matrix[0, column] = scale.constant
             for atom, n in scale.terms:
                 matrix[self.place[atom], column] = n
-        matrix[:, :inverse] *= -1
-        matrix[0, :inverse] += BIAS + 1
-        return lax.dot(self.vector, matrix)
+        codes = slice(known, known + inverse)
+        matrix[:, codes] *= -1
+        matrix[0, codes] += BIAS + 1
+        self.vector, sums = lax.split(lax.dot(self.vector, matrix), (known, wanted))
+        return sums
 
 
 _RULES: dict[str, Callable] = {

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from scalify_cli.core import ScaledArray, scalify
+from scalify_cli.core import ScaledArray, as_scaled, scalify
 
 WAYS = {"eager": lambda f: f, "jit": jax.jit}
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
@@ -72,3 +73,31 @@ def test_arithmetic_of_numbers_is_folded_in_float32(way):
 
     got = np.float32(way(scalify(f))(ScaledArray(jnp.float16([1, 2]), 1.0)))
     np.testing.assert_allclose(got, [1e-4, 2e-4], rtol=4e-3)
+
+
+@ways
+def test_an_optimizers_epsilon_where_casts_reorder_the_program(way):
+    """The gradient of a norm in float32 has other equations in another order than plain FP16's."""
+    optimizer = optax.rmsprop(0.125)
+
+    def norm(x):
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(jnp.square(centred).mean(-1) + 1e-5)).astype(x.dtype)
+
+    def update(state, x):
+        weights, moments = state
+
+        def loss(weights):
+            y = x * weights["used"]
+            y = y + norm(y) * 3
+            return jnp.mean(jax.nn.gelu(norm(y)))
+
+        updates, moments = optimizer.update(jax.grad(loss)(weights), moments, weights)
+        return optax.apply_updates(weights, updates), moments
+
+    weights = {"used": jnp.float16([1, 2, 0.5, -3]), "unused": jnp.ones(3, jnp.float16)}
+    state = as_scaled((weights, optimizer.init(weights)))
+    new, _ = way(scalify(update))(state, as_scaled(jnp.float16([1, -2, 0.5, 3])))
+    np.testing.assert_array_equal(np.float32(new["unused"]), 1)  # 0 / (0 + ε), not 0 / 0
+    assert np.isfinite(np.float32(new["used"])).all()
