@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+
 from scalify_cli.jaxprs.interpreter import here
 from scalify_cli.jaxprs.tracing import level, once
 from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
@@ -93,7 +94,7 @@ class Scale:
     @property
     def held(self) -> bool:
         """Whether it is known that float32 holds it."""
-        return MIN_EXPONENT <= self.lowest and self.highest <= MAX_EXPONENT
+        return self.lowest >= MIN_EXPONENT and self.highest <= MAX_EXPONENT
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scale):
