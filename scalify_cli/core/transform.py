@@ -167,7 +167,7 @@ def run(
         if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
             return x
         if variable not in returned:
-            return stored(x)
+            return stored(x) if x.shape else x
         return x if called else stored(held(x))
 
     consts = [constant(x) for x in closed.consts]
@@ -202,10 +202,18 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
         return LOOPS.get(primitive.name) or given or own
     if uniform and len(uniform) == len(operands):
         return _uniform
-    known = primitive in rules and primitive in _TAKES_SCALE
-    if uniform and known and np.ndim(equation.outvars[0].aval):
+    takes = uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval)
+    if primitive in rules and (takes or _narrows_scalar(equation)):
         return rules[primitive]
     return _unscaled
+
+
+def _narrows_scalar(equation: Any) -> bool:
+    """Whether a scalar, such as a learning rate, may be more or less than its new dtype holds."""
+    if equation.primitive is not p.convert_element_type_p or equation.invars[0].aval.shape:
+        return False
+    old, new = equation.invars[0].aval, equation.outvars[0].aval
+    return is_float(old) and is_float(new) and is_narrow(new.dtype) and not is_narrow(old.dtype)
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
