@@ -1,9 +1,7 @@
 """``scalify(f)``: f with a scale propagated beside every float value (Scalify, Algorithm 1)."""
 
 import functools
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +40,7 @@ from scalify_cli.jaxprs.interpreter import (
     trace_call,
 )
 from scalify_cli.jaxprs.literals import true_literals
-from scalify_cli.jaxprs.tracing import once
+from scalify_cli.jaxprs.tracing import once, without_collection
 from scalify_cli.scales.settle import settled
 
 Watch = Callable[[Apply], Apply]
@@ -85,7 +83,7 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
 
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
-        with _no_collection():
+        with without_collection():
             program = trace_call(f, args, kwargs, is_scaled)
             if any(is_scaled(x) for x in program.arguments):
                 return program.rebuild(propagate(program, rules))
@@ -110,18 +108,6 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
 
 def _has_known_scale(x: Any) -> bool:
     return is_scaled(x) and not isinstance(x.scale, Tracer)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """A trace makes much and frees it itself: looking through all of it takes as long again."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def run(

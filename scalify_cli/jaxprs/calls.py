@@ -1,12 +1,16 @@
-"""Primitives that call other programs: where those are, and how they are called with others."""
+"""Programs in programs: where they are, how they are called with others, and changed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
+
+from scalify_cli.jaxprs.interpreter import bind, evaluate
 
 CALLED_JAXPR = {
     p.jit_p: "jaxpr",
@@ -68,3 +72,36 @@ def switch_again(
     pairs = zip(platforms, branches, strict=True)
     per_platform = {name: f for names, f in pairs for name in names or ("default",)}
     return lax.platform_dependent(*operands[1:], **per_platform)
+
+
+def changed(closed: jex.ClosedJaxpr, change: Callable) -> jex.ClosedJaxpr:
+    """The program with ``change`` applied to each of its values, types of arguments included."""
+
+    def apply(equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
+        if equation.primitive in CALLED_JAXPR:
+            inner = equation.params[CALLED_JAXPR[equation.primitive]]
+            return evaluate(inner.jaxpr, list(map(change, inner.consts)), operands, apply, literal)
+        return list(map(change, bind(equation, operands)))
+
+    def literal(atom: jex.Literal) -> Any:
+        return change(np.asarray(atom.val, jnp.result_type(atom.val)))
+
+    def flat(*arguments: Any) -> list[Any]:
+        consts = list(map(change, closed.consts))
+        return evaluate(closed.jaxpr, consts, arguments, apply, literal)
+
+    return jax.make_jaxpr(flat)(*map(change, closed.in_avals))
+
+
+def choice(which: Any, avals: Sequence[Any]) -> jex.ClosedJaxpr:
+    """The program that takes the second of two lists of arrays where ``which`` holds; its axes are
+    the arrays' first ones."""
+
+    def chosen(which: Any, old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
+        axes = range(which.ndim)
+        return [
+            lax.select_n(lax.broadcast_in_dim(which, x.shape, axes), x, y)
+            for x, y in zip(old, new, strict=True)
+        ]
+
+    return jax.make_jaxpr(chosen)(which, avals, avals)

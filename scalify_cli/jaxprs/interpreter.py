@@ -12,13 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import lax
-from jax.core import ShapedArray
 from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.sharding import AxisType, PartitionSpec
 
-from scalify_cli.jaxprs.tracing import shard_level
+from scalify_cli.jaxprs.meshes import UNTRACKED, varying_as
 
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
 
@@ -113,17 +110,6 @@ def named(equation: jex.JaxprEqn) -> Iterator[None]:
         yield
 
 
-def here(exponents: Any) -> Any:
-    """Scales where they are read: a part of a program may see the mesh as another kind."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return exponents
-    own = jax.typeof(exponents).sharding.mesh
-    tracked = AxisType.Explicit in (*own.axis_types, *mesh.axis_types)
-    moves = tracked and own != mesh and not own.empty
-    return jax.sharding.reshard(exponents, PartitionSpec()) if moves else exponents
-
-
 def scope_of(equation: jex.JaxprEqn) -> str:
     """The named scope in which the equation was traced, such as ``block/attention/qkv``."""
     return str(equation.source_info.name_stack)
@@ -134,36 +120,12 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     primitive = equation.primitive
     # `get_bind_params` turns the call jaxprs of higher-order primitives back into functions.
     params = primitive.get_bind_params({**equation.params, **changed})
-    if primitive.name == "pvary" and (
-        shard_level() or not varying_axes(operands[0]).isdisjoint(params["axes"])
-    ):
-        return list(operands)  # where JAX does not track how shards differ, or has by itself
-    if primitive.name in _UNTRACKED and not varying_axes(operands[0]):
-        return [_UNTRACKED[primitive.name](operands[0], params)]
+    if primitive.name in UNTRACKED:
+        found = UNTRACKED[primitive.name](operands[0], params)
+        if found is not None:
+            return [found]
     meshed = len(operands) > 1 and not jax.sharding.get_abstract_mesh().empty
     if meshed and not any(jex.jaxprs_in_params(equation.params)):
         operands = [varying_as(x, *operands) for x in operands]
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]
-
-
-_UNTRACKED: dict[str, Callable] = {
-    "psum_invariant": lambda x, params: lax.psum(x, params["axes"]),
-    "all_gather_invariant": lambda x, params: lax.all_gather(
-        x, params["axis_name"], axis=params["all_gather_dimension"], tiled=params["tiled"]
-    ),
-}
-"""What JAX calls otherwise where it does not track how shards differ."""
-
-
-def varying_as(x: Any, *others: Any) -> Any:
-    """x, with the shards tracked to differ where those of any other do."""
-    missing = frozenset().union(*map(varying_axes, others)) - varying_axes(x)
-    return lax.pcast(x, tuple(missing), to="varying") if missing else x
-
-
-def varying_axes(x: Any) -> frozenset:
-    """The axes of ``shard_map`` along which JAX has tracked x to differ between the shards."""
-    kind = x if isinstance(x, ShapedArray) else jax.typeof(x)
-    tracked = getattr(kind, "mat", None)  # a plain set in JAX before 0.10
-    return tracked.varying if tracked else getattr(kind, "vma", frozenset())

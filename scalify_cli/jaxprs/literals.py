@@ -50,7 +50,7 @@ def _lost_literals(jaxpr: jex.Jaxpr, called: bool = False) -> dict[Any, list[jex
         if literals:
             source = equation.source_info
             line = "" if called else source_info_util.summarize(source)
-            shapes = (*(x.aval.shape for x in equation.outvars),)
+            shapes = tuple(getattr(x.aval, "shape", ()) for x in equation.outvars)
             found[equation.primitive, shapes, str(source.name_stack), line] += literals
         for inner in jex.jaxprs_in_params(equation.params):
             inside = _lost_literals(inner, called or equation.primitive is p.jit_p)
@@ -73,4 +73,4 @@ def _is_lost(x: jex.Literal) -> bool:
 
 
 def _is_half(x: jex.Literal) -> bool:
-    return x.aval.dtype == jnp.float16
+    return getattr(x.aval, "dtype", None) == jnp.float16

@@ -1,5 +1,6 @@
-"""What is kept for the length of one trace."""
+"""Traces of our own, and what is kept for the length of one."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,6 +46,18 @@ def new_trace(shards: bool = False) -> Iterator[None]:
         yield
     finally:
         _trace.reset(token)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """A trace makes much and frees it itself: looking through all of it takes as long again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def once(x: Any, key: Any, make: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from scalify_cli.jaxprs.interpreter import here
+from scalify_cli.jaxprs.meshes import here
 from scalify_cli.jaxprs.tracing import level, once
 from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
 from scalify_cli.scales.settle import requested

@@ -17,15 +17,8 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend import core as jex
 
-from scalify_cli.jaxprs.interpreter import (
-    bind,
-    evaluate,
-    here,
-    is_variable,
-    live_equations,
-    varying_as,
-    varying_axes,
-)
+from scalify_cli.jaxprs.interpreter import bind, evaluate, is_variable, live_equations
+from scalify_cli.jaxprs.meshes import here, varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
 from scalify_cli.scales.powers import BIAS, exp2, exponent_of_power, inverse_exp2
 

@@ -31,8 +31,8 @@ from scalify_cli.core.values import (
     stored,
     true,
 )
-from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_counts, scan_with, switch_again
-from scalify_cli.jaxprs.interpreter import varying_as
+from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
+from scalify_cli.jaxprs.meshes import varying_as
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MIN_EXPONENT, exp2
 from scalify_cli.scales.scale import ONE, Scale, maximum
@@ -208,26 +208,12 @@ def while_loop(equation, *operands, run):
         values = list(map(Carry.inside, carries, carry))
         outputs = run(params["body_jaxpr"], [*operands[first:last], *values])
         if holding.ndim:
-            outputs = run(
-                _choice(holding, params["body_jaxpr"]), [condition(values), *values, *outputs]
-            )
+            chosen = choice(holding, params["body_jaxpr"].out_avals)
+            outputs = run(chosen, [condition(values), *values, *outputs])
         return list(map(Carry.leave, carries, outputs))
 
     carry = lax.while_loop(settled(holds), settled(body), [own.start for own in carries])
     return list(map(Carry.after, carries, carry))
-
-
-def _choice(which: Any, body: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
-    """The program that takes the new carries where ``which`` holds, and else the old."""
-
-    def chosen(which, old, new):
-        axes = range(which.ndim)
-        return [
-            lax.select_n(lax.broadcast_in_dim(which, x.shape, axes), x, y)
-            for x, y in zip(old, new, strict=True)
-        ]
-
-    return jax.make_jaxpr(chosen)(which, body.out_avals, body.out_avals)
 
 
 def cond(equation, which, *operands, run):

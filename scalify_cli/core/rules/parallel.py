@@ -14,7 +14,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.dtypes import is_narrow
 from scalify_cli.core.rules.families import Rule, binades, passes_through
 from scalify_cli.core.values import Scaled, at, times
-from scalify_cli.jaxprs.interpreter import varying_axes
+from scalify_cli.jaxprs.meshes import varying_axes
 from scalify_cli.jaxprs.tracing import shard_level
 from scalify_cli.scales.scale import ONE, Scale
 

@@ -3,8 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
@@ -12,8 +10,8 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.rules.families import each, is_array, result, vague
 from scalify_cli.core.values import Scaled, at, plain
-from scalify_cli.jaxprs.calls import CALLED_JAXPR
-from scalify_cli.jaxprs.interpreter import bind, evaluate
+from scalify_cli.jaxprs.calls import changed
+from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE
 
 _PROGRAMS = (jex.Jaxpr, jex.ClosedJaxpr)
@@ -38,35 +36,17 @@ def fallback(equation: Any, *operands: Any) -> list[Any]:
 
 def combined(equation: Any, *operands: Any) -> list[Any]:
     """Elements that a program combines: true values, those of a narrow dtype in float32."""
-    changed: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     for name, program in equation.params.items():
         if isinstance(program, jex.ClosedJaxpr):
-            changed[name] = _widened(program)
+            params[name] = changed(program, _wide)
         elif isinstance(program, jex.Jaxpr):
             consts = name.replace("jaxpr", "consts")
-            wide = _widened(jex.ClosedJaxpr(program, equation.params[consts]))
-            changed |= {name: wide.jaxpr, consts: tuple(wide.consts)}
+            wide = changed(jex.ClosedJaxpr(program, equation.params[consts]), _wide)
+            params |= {name: wide.jaxpr, consts: tuple(wide.consts)}
     values = [at(x, ONE) if isinstance(x, Scaled) else x for x in operands]
-    outputs = bind(equation, values, **changed)
+    outputs = bind(equation, values, **params)
     return each(equation, outputs, lambda aval, x: result(aval, x, ONE.vague()))
-
-
-def _widened(closed: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
-    """The program in float32 where it is in a narrow dtype."""
-
-    def apply(equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
-        if equation.primitive in CALLED_JAXPR:
-            inner = equation.params[CALLED_JAXPR[equation.primitive]]
-            return evaluate(inner.jaxpr, list(map(_wide, inner.consts)), operands, apply, literal)
-        return list(map(_wide, bind(equation, operands)))
-
-    def literal(atom: jex.Literal) -> Any:
-        return _wide(np.asarray(atom.val, jnp.result_type(atom.val)))
-
-    def flat(*arguments: Any) -> list[Any]:
-        return evaluate(closed.jaxpr, list(map(_wide, closed.consts)), arguments, apply, literal)
-
-    return jax.make_jaxpr(flat)(*map(_wide, closed.in_avals))
 
 
 def _wide(x: Any) -> Any:
