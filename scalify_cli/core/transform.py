@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.dtypes import is_float, is_narrow
+from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
 from scalify_cli.core.fusion import fused
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS
@@ -41,6 +41,7 @@ from scalify_cli.jaxprs.interpreter import (
 )
 from scalify_cli.jaxprs.literals import true_literals
 from scalify_cli.jaxprs.tracing import once, without_collection
+from scalify_cli.scales.scale import ONE
 from scalify_cli.scales.settle import settled
 
 Watch = Callable[[Apply], Apply]
@@ -153,7 +154,8 @@ def run(
         if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
             return x
         if variable not in returned:
-            return stored(x) if x.shape else x
+            near = not x.shape and x.unit == ONE and abs((x.scale or ONE).degree) <= 1
+            return x if near else stored(x, None if x.shape else register_dtype(x.dtype))
         return x if called else stored(held(x))
 
     consts = [constant(x) for x in closed.consts]

@@ -217,13 +217,14 @@ def sized(x: Scaled) -> Scaled:
     return replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
 
 
-def stored(x: Scaled) -> Scaled:
-    """x in its own dtype, at its scale."""
-    if x.data.dtype == x.dtype and x.unit == (x.scale or ONE):
+def stored(x: Scaled, dtype: Any = None) -> Scaled:
+    """x at its scale, in its own dtype or in another."""
+    dtype = dtype or x.dtype
+    if x.data.dtype == dtype and x.unit == (x.scale or ONE):
         return x
     x = sized(x)
     unit = x.scale or ONE
-    return replace(x, data=cast(at(x, unit), x.dtype), unit=unit)
+    return replace(x, data=cast(at(x, unit), dtype), unit=unit)
 
 
 def true_values(x: Any) -> Any:
