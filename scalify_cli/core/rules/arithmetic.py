@@ -147,6 +147,7 @@ RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum)))
 RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(with_one(minimum), BOUNDED))
+RULES |= dict.fromkeys((p.exp_p, p.exp2_p), opaque(role=DECAYING))
 RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
 RULES |= {
     "one_minus_square": opaque(with_one(maximum, 2), DECAYING),  # of the newest JAX
