@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching
 from scalify_cli.core.dtypes import cast, wide_dtype
 from scalify_cli.core.ruled_primitive import marker
 from scalify_cli.core.values import Scaled
-from scalify_cli.scales.powers import MIN_EXPONENT, exp2, log2_floor
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, exp2, log2_floor
 from scalify_cli.scales.scale import Scale
 
 NORMS = {
@@ -59,7 +59,7 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     change = jnp.clip(log2_floor(size) - equation.params["headroom"], MIN_EXPONENT, -MIN_EXPONENT)
     change = jnp.where(jnp.isfinite(size), change, 0)
     change = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
-    scale = (x.scale * Scale.unknown(change)).of_degree(1)
+    scale = (x.scale * Scale.unknown(change, 2 * MAX_EXPONENT)).of_degree(1)
     return [Scaled(wide * exp2(-change), scale, dtype=x.dtype)]
 
 

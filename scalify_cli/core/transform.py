@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
@@ -62,6 +63,7 @@ _TAKES_SCALARS = {
     *(p.mul_p, p.div_p, p.add_p, p.sub_p, p.max_p, p.min_p, p.rem_p, p.clamp_p),
     *(p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
 }
+_COPIES = {p.copy_p, p.convert_element_type_p}
 _TAKES_SCALE = {p.mul_p, p.div_p, p.select_n_p}
 """Where an array meets a known number: a cotangent's 1/N must not be lost to a narrow dtype."""
 
@@ -144,7 +146,9 @@ def run(
         elif rule is getattr(equation.primitive, "scale_rule", None):
             outputs = rule(equation, *(stored(x) if isinstance(x, Scaled) else x for x in operands))
         elif rule in _UNSCALED:
-            outputs = rule(equation, *operands)
+            copies = rule is _unscaled and equation.primitive in _COPIES
+            shared = copies and returned.isdisjoint(equation.outvars)
+            outputs = (_shared if shared else rule)(equation, *operands)
         else:
             fuses = not passing.isdisjoint(equation.outvars)
             outputs = rule(equation, *_promoted(equation, operands, fuses))
@@ -191,27 +195,32 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
     if uniform and len(uniform) == len(operands):
         return _uniform
     takes = uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval)
-    if primitive in rules and (takes or _narrows_scalar(equation)):
+    if primitive in rules and (takes or _narrows_scalar(equation, *operands)):
         return rules[primitive]
     return _unscaled
 
 
-def _narrows_scalar(equation: Any) -> bool:
+def _narrows_scalar(equation: Any, x: Any = None, *_: Any) -> bool:
     """Whether a scalar, such as a learning rate, may be more or less than its new dtype holds."""
-    if equation.primitive is not p.convert_element_type_p or equation.invars[0].aval.shape:
+    if equation.primitive is not p.convert_element_type_p or not isinstance(x, jax.Array):
         return False
-    old, new = equation.invars[0].aval, equation.outvars[0].aval
-    return is_float(old) and is_float(new) and is_narrow(new.dtype) and not is_narrow(old.dtype)
+    new = equation.outvars[0].aval
+    wide = jnp.issubdtype(x.dtype, jnp.integer) or (is_float(x) and not is_narrow(x.dtype))
+    return wide and not x.shape and is_float(new) and is_narrow(new.dtype)
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:
-    """On true values; a known number stays known in another dtype, one copy serves all readers."""
-    if equation.primitive not in (p.convert_element_type_p, p.copy_p):
-        return bind(equation, list(map(plain, operands)))
-    [x], params = operands, equation.params
-    if params and not isinstance(x, jax.Array) and np.ndim(x) == 0:
-        return [constant(np.asarray(x).astype(params["new_dtype"]))]
-    return once(x, (equation.primitive, *params.values()), lambda: bind(equation, [x]))
+    """On true values; a known number stays known in another dtype."""
+    casts = equation.primitive is p.convert_element_type_p
+    if casts and not isinstance(operands[0], jax.Array) and np.ndim(operands[0]) == 0:
+        return [constant(np.asarray(operands[0]).astype(equation.params["new_dtype"]))]
+    return bind(equation, list(map(plain, operands)))
+
+
+def _shared(equation: Any, x: Any) -> list[Any]:
+    """A copy, or a cast, of an array: the same for all who read it."""
+    key = equation.primitive, *equation.params.values()
+    return once(x, key, lambda: _unscaled(equation, x))
 
 
 def _as_loose_as(operands: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:

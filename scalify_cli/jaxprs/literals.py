@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.extend.core import primitives as p
 
 
 def true_literals(
@@ -25,38 +24,42 @@ def true_literals(
         trace: the function's jaxpr for given argument types.
         narrow: the one that is looked at.
     """
-    lost = _lost_literals(narrow.jaxpr)
-    if not any(_is_half(x) for group in lost.values() for x in group):
+    own = _lost_literals(narrow.jaxpr)
+    if not any(_is_half(x) for x, _, _ in own):
         return {}
     try:
-        wide = _lost_literals(trace([_in_float32(aval) for aval in narrow.in_avals]).jaxpr)
-    except (TypeError, ValueError):  # the program needs its own dtypes
+        others = _lost_literals(trace([_in_float32(aval) for aval in narrow.in_avals]).jaxpr)
+    except Exception:  # the program needs its own dtypes, and says so in its own way
         return {}
-    same = [key for key in lost if len(lost[key]) == len(wide[key])]
-    pairs = (pair for key in same for pair in zip(lost[key], wide[key], strict=True))
-    return {id(x): float(y.val) for x, y in pairs if _is_half(x)}
+    # By lines where they are the same: JAX keeps its functions' programs with those of first calls.
+    return _same(own, others, lines=False) | _same(own, others, lines=True)
 
 
-def _lost_literals(jaxpr: jex.Jaxpr, called: bool = False) -> dict[Any, list[jex.Literal]]:
-    """Literals that FP16 does not hold or has perhaps lost, by what is the same in any dtype of the
-    equation that reads them.
-
-    Args:
-        called: whether it is a function's, which JAX keeps with the source lines of its first call.
-    """
-    found: dict[Any, list[jex.Literal]] = defaultdict(list)
+def _lost_literals(jaxpr: jex.Jaxpr) -> list[tuple[jex.Literal, Any, str]]:
+    """Literals that FP16 does not hold or has perhaps lost; what is the same in any dtype of the
+    equation that reads one, and its source line."""
+    found = []
     for equation in jaxpr.eqns:
         literals = [x for x in equation.invars if isinstance(x, jex.Literal) and _is_lost(x)]
         if literals:
-            source = equation.source_info
-            line = "" if called else source_info_util.summarize(source)
             shapes = tuple(getattr(x.aval, "shape", ()) for x in equation.outvars)
-            found[equation.primitive, shapes, str(source.name_stack), line] += literals
+            place = equation.primitive, shapes, str(equation.source_info.name_stack)
+            line = source_info_util.summarize(equation.source_info)
+            found += [(x, place, line) for x in literals]
         for inner in jex.jaxprs_in_params(equation.params):
-            inside = _lost_literals(inner, called or equation.primitive is p.jit_p)
-            for key, literals in inside.items():
-                found[key] += literals
+            found += _lost_literals(inner)
     return found
+
+
+def _same(own: Sequence[Any], others: Sequence[Any], lines: bool) -> dict[int, float]:
+    """The values, in the other program, of literals at places that both read as many at."""
+    groups: dict[Any, tuple[list, list]] = defaultdict(lambda: ([], []))
+    for which, found in enumerate((own, others)):
+        for x, place, line in found:
+            groups[place, line if lines else ""][which].append(x)
+    same = [pair for pair in groups.values() if len(pair[0]) == len(pair[1])]
+    pairs = (pair for ours, theirs in same for pair in zip(ours, theirs, strict=True))
+    return {id(x): float(y.val) for x, y in pairs if _is_half(x)}
 
 
 def _in_float32(aval: Any) -> Any:

@@ -32,7 +32,13 @@ class Atom:
     and ``memo`` holds what has been made of it so far.
     """
 
-    def __init__(self, array: Any = None, rule: str = "", operands: Sequence["Scale"] = ()):
+    def __init__(
+        self,
+        array: Any = None,
+        rule: str = "",
+        operands: Sequence["Scale"] = (),
+        bounds: tuple[int, int] = (MIN_EXPONENT, MAX_EXPONENT),
+    ):
         self.array, self.rule, self.operands = array, rule, tuple(operands)
         self.serial = next(_serial)
         below = {atom: None for scale in operands for atom, _ in scale.terms}
@@ -40,7 +46,7 @@ class Atom:
         self.depth: int = 1 + max((atom.depth for atom in below), default=-1)
         self.sources: dict[Atom, None] = {x: None for atom in below for x in atom.sources}
         self.sources |= {} if rule else {self: None}
-        self.lowest, self.highest = _bounds(rule, operands)
+        self.lowest, self.highest = _bounds(rule, operands) if rule else bounds
         self.memo: dict[Any, Atom] = {}
 
 
@@ -61,9 +67,13 @@ class Scale:
         self.terms = tuple(terms)  # in the order of their making
 
     @staticmethod
-    def unknown(exponent: Any) -> "Scale":
-        """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself."""
-        return Scale(0, [(Atom(exponent), 1)], 1)
+    def unknown(exponent: Any, bound: int = MAX_EXPONENT) -> "Scale":
+        """A scale known only at run time: an int32 scalar is its log2, a float32 scalar itself.
+
+        Args:
+            bound: of the exponent and its negative; float32 holds scales from outside.
+        """
+        return Scale(0, [(Atom(exponent, bounds=(-bound, bound)), 1)], 1)
 
     @property
     def static(self) -> bool:
@@ -187,9 +197,7 @@ ONE = Scale()
 
 
 def _bounds(rule: str, operands: Sequence[Scale]) -> tuple[int, int]:
-    """Of what a rule makes; scales from outside are taken to be such as float32 holds."""
-    if not rule:
-        return MIN_EXPONENT, MAX_EXPONENT
+    """Of what a rule makes."""
     lowest, highest = [x.lowest for x in operands], [x.highest for x in operands]
     if rule == "maximum":
         return max(lowest), max(highest)

@@ -22,6 +22,8 @@ from scalify_cli.jaxprs.meshes import here, varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
 from scalify_cli.scales.powers import BIAS, exp2, exponent_of_power, inverse_exp2
 
+_MOST_KEPT = 128  # exponents
+
 
 class Request:
     """A scale needed at run time, as an int32 exponent or as a float32 factor.
@@ -189,21 +191,25 @@ class _Exponents:
     def _sums(self, scales: Sequence[Any], inverse: int = 0) -> Any:
         """The exponents of some scales: one product of the vector and a constant matrix.
 
-        It gives the vector anew too, because what XLA need not multiply it computes in each reader.
+        It gives the vector anew too, unless that is long, because XLA computes again in each reader
+        what is no product.
 
         Args:
             inverse: how many are wanted as the codes of ``inverse_exp2``.
         """
         known, wanted = self.vector.size, len(scales)
-        matrix = np.eye(known, known + wanted, dtype=np.int32)
-        for column, scale in enumerate(scales, known):
+        kept = known if known <= _MOST_KEPT else 0
+        matrix = np.zeros((known, kept + wanted), np.int32)
+        matrix[:, :kept] = np.eye(known, kept)
+        for column, scale in enumerate(scales, kept):
             matrix[0, column] = scale.constant
             for atom, n in scale.terms:
                 matrix[self.place[atom], column] = n
-        codes = slice(known, known + inverse)
+        codes = slice(kept, kept + inverse)
         matrix[:, codes] *= -1
         matrix[0, codes] += BIAS + 1
-        self.vector, sums = lax.split(lax.dot(self.vector, matrix), (known, wanted))
+        vector, sums = lax.split(lax.dot(self.vector, matrix), (kept, wanted))
+        self.vector = vector if kept else self.vector
         return sums
 
 

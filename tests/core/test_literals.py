@@ -101,3 +101,28 @@ def test_an_optimizers_epsilon_where_casts_reorder_the_program(way):
     new, _ = way(scalify(update))(state, as_scaled(jnp.float16([1, -2, 0.5, 3])))
     np.testing.assert_array_equal(np.float32(new["unused"]), 1)  # 0 / (0 + ε), not 0 / 0
     assert np.isfinite(np.float32(new["used"])).all()
+
+
+@ways
+def test_beside_numbers_that_follow_the_dtype(way):
+    @jax.jit
+    def f(x, y):
+        share = y / (jnp.abs(y) + jnp.finfo(y.dtype).eps)
+        return x / (jnp.abs(x) + 1e-8) + 0 * share
+
+    x = ScaledArray(jnp.float16(VALUES), 2.0**-30)
+    got = np.float32(way(scalify(f))(x, ScaledArray(jnp.ones(4, jnp.float16), 1.0)))
+    true = VALUES * 2.0**-30
+    np.testing.assert_allclose(got, true / (np.abs(true) + 1e-8), rtol=4e-3)
+
+
+@ways
+@pytest.mark.parametrize("error", [AssertionError, KeyError, NotImplementedError])
+def test_a_program_that_refuses_other_dtypes_still_runs(way, error):
+    def f(x):
+        if x.dtype != jnp.float16:
+            raise error(x.dtype)
+        return x + 1e-8
+
+    got = way(scalify(f))(ScaledArray(jnp.float16(VALUES), 1.0))
+    np.testing.assert_array_equal(np.float32(got), VALUES)

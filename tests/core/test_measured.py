@@ -22,6 +22,7 @@ def doubled(a, b):
 
 ACTIVATIONS = {
     "gelu": nn.gelu,
+    "exact gelu": lambda x: nn.gelu(x, approximate=False),
     "silu": nn.silu,
     "elu": nn.elu,
     "relu6": nn.relu6,

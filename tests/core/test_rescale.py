@@ -80,3 +80,12 @@ def test_the_cotangent_is_rescaled_and_the_value_is_not():
     np.testing.assert_array_equal(np.float32(value), 9 / 8 * 2.0**35)
     np.testing.assert_array_equal(np.float32(gradient.data), [0.5, 1])
     assert float(gradient.scale) == 2.0**38
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_zeros_far_above_move_no_other(compile):
+    f = scalify(lambda x, y: rescale(x) + y * 2.0**-27)
+    zeros = ScaledArray(jnp.zeros(4, jnp.float16), 2.0**60)
+    y = ScaledArray(jnp.float16([1, 2, 0.5, -3]), 2.0**-60)
+    got = (jax.jit(f) if compile else f)(zeros, y)
+    np.testing.assert_array_equal(np.float64(got) * 2.0**87, [1, 2, 0.5, -3])

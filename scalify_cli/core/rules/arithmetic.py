@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.dtypes import cast, is_narrow
+from scalify_cli.core.dtypes import cast, is_narrow, register_dtype
 from scalify_cli.core.rules.families import (
     BOUNDED,
     DECAYING,
     MASK,
     MASKED,
     POSITIVE,
+    SQUARE,
     agrees,
     at_one,
     factors,
@@ -31,7 +32,7 @@ from scalify_cli.core.rules.families import (
     smallest,
     vague,
 )
-from scalify_cli.core.values import Scaled, aligned, at, register, stored
+from scalify_cli.core.values import Scaled, aligned, at, promote, register, stored
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 from scalify_cli.scales.scale import select as select_scale
@@ -42,6 +43,7 @@ def convert(equation, x):
     if not jnp.issubdtype(equation.params["new_dtype"], jnp.floating):
         return at_one(equation, x)
     aval = equation.outvars[0].aval
+    x = x if isinstance(x, Scaled) else promote(cast(x, register_dtype(aval.dtype)))
     if is_narrow(aval.dtype):
         return [result(aval, register(x), x.scale, x.unit, x.role)]
     return [result(aval, at(x, ONE), x.scale, role=x.role)]
@@ -68,7 +70,8 @@ def select(equation, which, *cases):
 
 def general_power(equation, x, y):
     """Powers known while tracing: integers and halves keep their scale; others are opaque."""
-    n = 0.25 if y.number is None else y.number
+    number = y.number if isinstance(y, Scaled) else None
+    n = 0.25 if number is None else number
     if abs(n) == 0.5:
         return root(int(2 * n) * 2, lambda data: lax.pow(data, lax.full_like(data, n)))(equation, x)
     if abs(n) > 8 or not float(n).is_integer():
@@ -76,6 +79,12 @@ def general_power(equation, x, y):
     [x], scale, unit = factors([x], [int(n)])
     data = lax.integer_pow(register(x), int(n))
     return [result(equation.outvars[0].aval, data, scale, unit)]
+
+
+def exponential(equation, x):
+    """Near 1; of what is squared and negative it vanishes where that is large."""
+    [y] = at_one(equation, x)
+    return [replace(y, role=DECAYING if x.role == SQUARE else "")]
 
 
 def next_after(equation, x, y):
@@ -135,7 +144,7 @@ SHRINKING = (
 )
 """|f(x)| is about |x| at most."""
 NEAR_ONE = (
-    *(p.exp_p, p.exp2_p, p.log_p, p.cos_p, p.acos_p, p.acosh_p, p.bessel_i0e_p),
+    *(p.log_p, p.cos_p, p.acos_p, p.acosh_p, p.bessel_i0e_p),
     *(p.regularized_incomplete_beta_p, p.igamma_p, p.igammac_p),
     "log2",  # by name: the older JAX divides two logarithms instead
 )
@@ -147,7 +156,7 @@ RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum)))
 RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(with_one(minimum), BOUNDED))
-RULES |= dict.fromkeys((p.exp_p, p.exp2_p), opaque(role=DECAYING))
+RULES |= dict.fromkeys((p.exp_p, p.exp2_p), exponential)
 RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
 RULES |= {
     "one_minus_square": opaque(with_one(maximum, 2), DECAYING),  # of the newest JAX

@@ -36,7 +36,7 @@ from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
 Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
-MASK, MASKED = "mask", "masked"
+MASK, MASKED, SQUARE = "mask", "masked", "square"
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
 
@@ -131,7 +131,7 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
 
     An array times a bounded function (``gelu``, ``silu``) keeps the array's, a gate times another
     array (``swiglu``) the gate's, and the square of what is positive (``relu²``) its root's. 1 less
-    a bounded function, as in their derivatives, may vanish where the array is large.
+    a bounded function, as in their derivatives, and exp(-x²) may vanish where the array is large.
     """
     if x.role == POSITIVE and x.data is y.data:
         return x.scale, ""
@@ -143,7 +143,9 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     roles = {x.role, y.role}
     if roles & {MASK, MASKED}:
         return None, MASKED
-    return None, (x.role if len(roles) == 1 else DECAYING) if roles <= {BOUNDED, DECAYING} else ""
+    if roles <= {BOUNDED, DECAYING}:
+        return None, x.role if len(roles) == 1 else DECAYING
+    return None, SQUARE if x.data is y.data else ""
 
 
 def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
