@@ -22,7 +22,7 @@ from scalify_cli.jaxprs.meshes import here, varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
 from scalify_cli.scales.powers import BIAS, exp2, exponent_of_power, inverse_exp2
 
-_MOST_KEPT = 128  # exponents
+_MOST_KEPT = 64  # exponents
 
 
 class Request:
