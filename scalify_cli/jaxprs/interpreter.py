@@ -121,9 +121,9 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
     # `get_bind_params` turns the call jaxprs of higher-order primitives back into functions.
     params = primitive.get_bind_params({**equation.params, **changed})
     if primitive.name in UNTRACKED:
-        found = UNTRACKED[primitive.name](operands[0], params)
-        if found is not None:
-            return [found]
+        found = [UNTRACKED[primitive.name](x, params) for x in operands]
+        if all(x is not None for x in found):
+            return found
     meshed = len(operands) > 1 and not jax.sharding.get_abstract_mesh().empty
     if meshed and not any(jex.jaxprs_in_params(equation.params)):
         operands = [varying_as(x, *operands) for x in operands]
