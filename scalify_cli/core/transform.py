@@ -158,12 +158,17 @@ def run(
         if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
             return x
         if variable not in returned:
-            near = not x.shape and x.unit == ONE and abs((x.scale or ONE).degree) <= 1
-            return x if near else stored(x, None if x.shape else register_dtype(x.dtype))
+            return stored(x) if x.shape else _kept(x)
         return x if called else stored(held(x))
 
     consts = [constant(x) for x in closed.consts]
     return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal)
+
+
+def _kept(x: Scaled) -> Scaled:
+    """A scalar of a narrow dtype stays in float32, near 1 in its unit."""
+    near = x.unit == ONE and abs((x.scale or ONE).degree) <= 1
+    return x if near else stored(x, register_dtype(x.dtype))
 
 
 def _promoted(equation: Any, operands: Sequence[Any], fuses: bool) -> list[Any]:
@@ -195,18 +200,19 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
     if uniform and len(uniform) == len(operands):
         return _uniform
     takes = uniform and primitive in _TAKES_SCALE and np.ndim(equation.outvars[0].aval)
-    if primitive in rules and (takes or _narrows_scalar(equation, *operands)):
+    if primitive in rules and (takes or _narrows_scalar(equation, operands)):
         return rules[primitive]
     return _unscaled
 
 
-def _narrows_scalar(equation: Any, x: Any = None, *_: Any) -> bool:
+def _narrows_scalar(equation: Any, operands: Sequence[Any]) -> bool:
     """Whether a scalar, such as a learning rate, may be more or less than its new dtype holds."""
-    if equation.primitive is not p.convert_element_type_p or not isinstance(x, jax.Array):
+    if equation.primitive is not p.convert_element_type_p:
         return False
-    new = equation.outvars[0].aval
-    wide = jnp.issubdtype(x.dtype, jnp.integer) or (is_float(x) and not is_narrow(x.dtype))
-    return wide and not x.shape and is_float(new) and is_narrow(new.dtype)
+    [x], new = operands, equation.outvars[0].aval
+    if not isinstance(x, jax.Array) or x.shape or not is_float(new) or not is_narrow(new.dtype):
+        return False
+    return jnp.issubdtype(x.dtype, jnp.integer) or (is_float(x) and not is_narrow(x.dtype))
 
 
 def _unscaled(equation: Any, *operands: Any) -> list[Any]:

@@ -138,10 +138,9 @@ def held(x: Scaled) -> Scaled:
     """x with a scale that float32 holds."""
     if x.scale is None:
         return x
-    made = not is_narrow(x.dtype) and abs(x.scale.degree) > 1
-    if x.scale.held and not x.scale.static and not made:
-        return x
-    bounds = _MADE if made else _HELD if is_narrow(x.dtype) else _WIDE
+    made = abs(x.scale.degree) > 1
+    as_it_is = not (made or x.scale.static) and x.scale.within(*_HELD)
+    bounds = _HELD if is_narrow(x.dtype) or as_it_is else _MADE if made else _WIDE
     return replace(x, scale=x.scale.clamped(*bounds))
 
 

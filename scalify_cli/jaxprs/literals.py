@@ -6,13 +6,15 @@ what such literals are there is what they are here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
+
+from scalify_cli.jaxprs.interpreter import scope_of
 
 
 def true_literals(
@@ -24,42 +26,44 @@ def true_literals(
         trace: the function's jaxpr for given argument types.
         narrow: the one that is looked at.
     """
-    own = _lost_literals(narrow.jaxpr)
-    if not any(_is_half(x) for x, _, _ in own):
+    own = list(_lost_literals(narrow.jaxpr))
+    if not any(_is_half(x) for x, _ in own):
         return {}
     try:
-        others = _lost_literals(trace([_in_float32(aval) for aval in narrow.in_avals]).jaxpr)
+        wide = trace([_in_float32(aval) for aval in narrow.in_avals])
     except Exception:  # the program needs its own dtypes, and says so in its own way
         return {}
+    others = list(_lost_literals(wide.jaxpr))
     # By lines where they are the same: JAX keeps its functions' programs with those of first calls.
     return _same(own, others, lines=False) | _same(own, others, lines=True)
 
 
-def _lost_literals(jaxpr: jex.Jaxpr) -> list[tuple[jex.Literal, Any, str]]:
-    """Literals that FP16 does not hold or has perhaps lost; what is the same in any dtype of the
-    equation that reads one, and its source line."""
-    found = []
+def _lost_literals(jaxpr: jex.Jaxpr) -> Iterator[tuple[jex.Literal, jex.JaxprEqn]]:
+    """Literals that FP16 does not hold or has perhaps lost, with the equations that read them."""
     for equation in jaxpr.eqns:
-        literals = [x for x in equation.invars if isinstance(x, jex.Literal) and _is_lost(x)]
-        if literals:
-            shapes = tuple(getattr(x.aval, "shape", ()) for x in equation.outvars)
-            place = equation.primitive, shapes, str(equation.source_info.name_stack)
-            line = source_info_util.summarize(equation.source_info)
-            found += [(x, place, line) for x in literals]
+        for x in equation.invars:
+            if isinstance(x, jex.Literal) and _is_lost(x):
+                yield x, equation
         for inner in jex.jaxprs_in_params(equation.params):
-            found += _lost_literals(inner)
-    return found
+            yield from _lost_literals(inner)
 
 
 def _same(own: Sequence[Any], others: Sequence[Any], lines: bool) -> dict[int, float]:
     """The values, in the other program, of literals at places that both read as many at."""
     groups: dict[Any, tuple[list, list]] = defaultdict(lambda: ([], []))
     for which, found in enumerate((own, others)):
-        for x, place, line in found:
-            groups[place, line if lines else ""][which].append(x)
+        for x, equation in found:
+            groups[_place(equation, lines)][which].append(x)
     same = [pair for pair in groups.values() if len(pair[0]) == len(pair[1])]
     pairs = (pair for ours, theirs in same for pair in zip(ours, theirs, strict=True))
     return {id(x): float(y.val) for x, y in pairs if _is_half(x)}
+
+
+def _place(equation: jex.JaxprEqn, lines: bool) -> tuple:
+    """What is the same of an equation in a program of any dtype."""
+    shapes = tuple(getattr(x.aval, "shape", ()) for x in equation.outvars)
+    line = source_info_util.summarize(equation.source_info) if lines else ""
+    return equation.primitive, shapes, scope_of(equation), line
 
 
 def _in_float32(aval: Any) -> Any:

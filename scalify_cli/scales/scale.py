@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from scalify_cli.jaxprs.meshes import here
 from scalify_cli.jaxprs.tracing import level, once
 from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
+from scalify_cli.scales.rules import RULES
 from scalify_cli.scales.settle import requested
 
 _MOST_PARTS = 24
@@ -28,8 +29,8 @@ class Atom:
     """One int32 exponent unknown while tracing: an array that came from outside (an int32 scalar,
     or a float32 scale), or what a rule makes of other scales.
 
-    ``level`` is that of the trace that it is made in, ``lowest`` and ``highest`` are its bounds,
-    and ``memo`` holds what has been made of it so far.
+    ``level`` is that of the trace that it is made in, ``bounds`` are the least and the most that it
+    may be, and ``memo`` holds what has been made of it so far.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class Atom:
         self.depth: int = 1 + max((atom.depth for atom in below), default=-1)
         self.sources: dict[Atom, None] = {x: None for atom in below for x in atom.sources}
         self.sources |= {} if rule else {self: None}
-        self.lowest, self.highest = _bounds(rule, operands) if rule else bounds
+        if rule:
+            least, most = zip(*(scale.bounds for scale in operands), strict=True)
+            bounds = RULES[rule].of_ends(least, min), RULES[rule].of_ends(most, max)
+        self.bounds = bounds
         self.memo: dict[Any, Atom] = {}
 
 
@@ -92,19 +96,16 @@ class Scale:
         return atom if n == 1 and not others and self.constant == 0 else None
 
     @property
-    def lowest(self) -> int:
-        """What it is not less than, whatever its atoms are."""
-        return -(self**-1).highest
+    def bounds(self) -> tuple[int, int]:
+        """The least and the most that it may be, whatever its atoms are."""
+        ends = [sorted(n * end for end in atom.bounds) for atom, n in self.terms]
+        least, most = (sum(pair[i] for pair in ends) for i in (0, 1))
+        return self.constant + least, self.constant + most
 
-    @property
-    def highest(self) -> int:
-        """What it is not more than."""
-        return self.constant + sum(n * (x.highest if n > 0 else x.lowest) for x, n in self.terms)
-
-    @property
-    def held(self) -> bool:
-        """Whether it is known that float32 holds it."""
-        return self.lowest >= MIN_EXPONENT and self.highest <= MAX_EXPONENT
+    def within(self, least: int, most: int) -> bool:
+        """Whether it is known to be from 2**least to 2**most."""
+        own = self.bounds
+        return least <= own[0] and own[1] <= most
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scale):
@@ -165,13 +166,13 @@ class Scale:
         half = Scale(self.constant // 2, (x for x in terms if x[1]))
         return [*half.parts(), *(self / half).parts()]
 
-    def clamped(self, lowest: int, highest: int) -> "Scale":
-        """The nearest scale from 2**lowest to 2**highest."""
-        if lowest <= self.lowest and self.highest <= highest:
+    def clamped(self, least: int, most: int) -> "Scale":
+        """The nearest scale from 2**least to 2**most."""
+        if self.within(least, most):
             return self
         if self.static:
-            return Scale(min(max(self.constant, lowest), highest), (), self.degree)
-        return _derived("clamp", [self, Scale(lowest), Scale(highest)], self.degree)
+            return Scale(min(max(self.constant, least), most), (), self.degree)
+        return _derived("clamp", [self, Scale(least), Scale(most)], self.degree)
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
@@ -196,19 +197,6 @@ class Scale:
 ONE = Scale()
 
 
-def _bounds(rule: str, operands: Sequence[Scale]) -> tuple[int, int]:
-    """Of what a rule makes."""
-    lowest, highest = [x.lowest for x in operands], [x.highest for x in operands]
-    if rule == "maximum":
-        return max(lowest), max(highest)
-    if rule == "select":
-        return min(lowest[1:]), max(highest[1:])
-    if rule == "clamp":
-        return sorted(lowest)[1], sorted(highest)[1]
-    n = int(rule.removeprefix("root "))
-    return lowest[0] // n, highest[0] // n
-
-
 def _derived(rule: str, scales: Sequence[Scale], degree: float) -> Scale:
     """What a rule makes of some scales at run time; the same again for the same ones."""
     [(first, _), *_] = (term for scale in scales for term in scale.terms)
@@ -220,11 +208,13 @@ def _derived(rule: str, scales: Sequence[Scale], degree: float) -> Scale:
 
 def maximum(scales: Sequence[Scale]) -> Scale:
     """The largest of some scales; what is surely not larger than others is left out."""
-    found: list[Scale] = []
-    for scale in dict.fromkeys(part for x in scales for part in _parts(x)):
-        if not any((scale / x).highest <= 0 for x in found):
-            found = [x for x in found if (x / scale).highest > 0] + [scale]
-    whole = [x for x in scales if set(_parts(x)) == set(found)]
+    parts, found = list(map(_parts, scales)), []
+    for scale in dict.fromkeys(itertools.chain(*parts)):
+        differences = [(scale / x).bounds for x in found]
+        if all(most > 0 for _, most in differences):
+            found = [x for x, (least, _) in zip(found, differences, strict=True) if least < 0]
+            found.append(scale)
+    whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
     degree = max((x.degree for x in scales), key=abs)
     if whole or len(found) == 1:
         return (whole or found)[0].of_degree(degree)

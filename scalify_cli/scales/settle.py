@@ -20,9 +20,11 @@ from jax.extend import core as jex
 from scalify_cli.jaxprs.interpreter import bind, evaluate, is_variable, live_equations
 from scalify_cli.jaxprs.meshes import here, varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
-from scalify_cli.scales.powers import BIAS, exp2, exponent_of_power, inverse_exp2
+from scalify_cli.scales.powers import BIAS, exponent_of_power, inverse_exp2
+from scalify_cli.scales.rules import RULES
 
-_MOST_KEPT = 64  # exponents
+_MOST_KEPT = 64
+"""Exponents that a product gives again: of more, it would be most of the program's text."""
 
 
 class Request:
@@ -132,8 +134,6 @@ class _Exponents:
 
     def compute(self, requests: Sequence[Request]) -> dict[Request, Any]:
         """What was asked for, in a few operations on vectors."""
-        if len(requests) <= 2 and all(map(self._is_given, requests)):
-            return {request: self._alone(request) for request in requests}
         self.vector = here(self.vector)
         self._include([atom for atom in self.given if atom not in self.place])
         for atoms in self._levels(request.scale for request in requests):
@@ -144,16 +144,6 @@ class _Exponents:
         floats, exponents = lax.split(sums, (count, sums.size - count))
         values = [*jnp.unstack(inverse_exp2(floats)), *jnp.unstack(exponents)]
         return dict(zip(requests, values, strict=True))
-
-    def _is_given(self, request: Request) -> bool:
-        """Whether it takes no more than one exponent that came from outside."""
-        [(atom, _), *others] = request.scale.terms
-        return not others and atom in self.given and self.given[atom].dtype == jnp.int32
-
-    def _alone(self, request: Request) -> Any:
-        [(atom, n)] = request.scale.terms
-        exponent = np.int32(n) * self.given[atom] + np.int32(request.scale.constant)
-        return exp2(exponent) if request.float else exponent
 
     def _include(self, atoms: Sequence[Any]) -> None:
         """Adds what came from outside: float32 scales, then int32 exponents."""
@@ -186,7 +176,7 @@ class _Exponents:
         count = max(len(atom.operands) for atom in atoms)
         padded = [x.operands + x.operands[:1] * (count - len(x.operands)) for x in atoms]
         columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
-        return _RULES[atoms[0].rule](self._sums(columns).reshape(count, -1))
+        return RULES[atoms[0].rule].of_rows(self._sums(columns).reshape(count, -1))
 
     def _sums(self, scales: Sequence[Any], inverse: int = 0) -> Any:
         """The exponents of some scales: one product of the vector and a constant matrix.
@@ -211,13 +201,3 @@ class _Exponents:
         vector, sums = lax.split(lax.dot(self.vector, matrix), (kept, wanted))
         self.vector = vector if kept else self.vector
         return sums
-
-
-_RULES: dict[str, Callable] = {
-    "maximum": lambda rows: lax.reduce_max(rows, (0,)),
-    "clamp": lambda rows: lax.clamp(rows[1], rows[0], rows[2]),
-    "select": lambda rows: lax.select(lax.eq(rows[0], np.int32(0)), rows[1], rows[2]),
-    "root 2": lambda rows: lax.shift_right_arithmetic(rows[0], lax.full_like(rows[0], 1)),
-    "root 3": lambda rows: jnp.floor_divide(rows[0], np.int32(3)),
-}
-"""Atoms made of other scales: of their exponents, one row an operand, one column an atom."""

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ways import ways
 
 from scalify_cli.core import ScaledArray, as_scaled, scalify
 
-WAYS = {"eager": lambda f: f, "jit": jax.jit}
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 halves = pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 VALUES = np.float32([1, 2, 0.5, -3])
 

@@ -253,15 +253,15 @@ def test_one_compilation_fits_arguments_and_results_on_a_mesh():
 
 
 def test_what_computes_scales_grows_with_the_program():
-    """Each measured tensor adds to what scales are made of; none of it is written down again."""
+    """Each measured tensor adds to what scales are made of, which is not written down each time."""
 
     def text(steps):
         def f(x):
             for _ in range(steps):
-                x = jnp.expm1(jnp.abs(x)) + x
+                x = jnp.expm1(x @ x) + x
             return x
 
         x = ScaledArray(jnp.ones((4, 4), jnp.float16), 1.0)
         return jax.jit(scalify(f)).lower(x).as_text()
 
-    assert len(text(120)) < 4 * len(text(60))
+    assert len(text(80)) < 4 * len(text(40))

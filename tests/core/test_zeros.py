@@ -6,12 +6,11 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from ways import ways
 
 from scalify_cli.core import ScaledArray, as_scaled, scalify, unscale
 
 TINY = 2.0**-40  # float16 holds it as a scale only
-WAYS = {"eager": lambda f: f, "jit": jax.jit}
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 
 
 def tiny(*values, dtype=jnp.float16):
