@@ -2,7 +2,7 @@
 
 For each program, plain and scalified, in one process: CPU seconds of trace and lowering and of the
 step, both interleaved and the median of several, of compilation, and instructions of the optimized
-HLO. Only ratios are printed.
+HLO. Only ratios are printed; where the scanned GPT has both depths, that of compiling them too.
 """
 
 import argparse
@@ -105,10 +105,11 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if floats(x) else x, tree)
 
 
+SHALLOW, DEEP = "gpt, 4 layers", "gpt, 24 layers"
 PROGRAMS = {
-    "gpt, 4 layers": gpt,
+    SHALLOW: gpt,
     "gpt, unrolled": lambda dtype: gpt(dtype, kind=Unrolled),
-    "gpt, 24 layers": lambda dtype: gpt(dtype, 24),
+    DEEP: lambda dtype: gpt(dtype, 24),
     "mlp": mlp,
     "cnn": cnn,
 }
@@ -144,8 +145,9 @@ def median_ratio(ours: Callable[[], Any], plain: Callable[[], Any], rounds: int)
     return float(np.median([a / b for a, b in both[2:]]))
 
 
-def ratios(program: Program, rounds: int) -> list[float]:
-    """Ours over plain: step, compile, trace and lowering, instructions."""
+def ratios(program: Program, rounds: int) -> tuple[list[float], float]:
+    """Ours over plain: step, compile, trace and lowering, instructions; and seconds of ours to
+    compile."""
     update, batch, states = program.update, program.batch, (as_scaled(program.state), program.state)
 
     def lower(wrap: Callable, state: Any) -> None:
@@ -157,7 +159,8 @@ def ratios(program: Program, rounds: int) -> list[float]:
     plain, ours = prepare(update, states[1], batch), prepare(scalify(update), states[0], batch)
     calls = (partial(x.step, x.state, batch) for x in (ours, plain))
     sizes = ours.instructions / plain.instructions
-    return [median_ratio(*calls, rounds), ours.compile / plain.compile, traced, sizes]
+    found = [median_ratio(*calls, rounds), ours.compile / plain.compile, traced, sizes]
+    return found, ours.compile
 
 
 def main() -> None:
@@ -167,10 +170,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, action="append")
     options = parser.parse_args()
     print(f"{'program':16s} {'dtype':10s} {'step':>6s} {'compile':>8s} {'lower':>6s} {'HLO':>6s}")
+    compiled: dict[tuple[str, str], float] = {}
     for name in options.program or PROGRAMS:
         for dtype in options.dtype or DTYPES:
-            row = ratios(PROGRAMS[name](jnp.dtype(dtype)), options.rounds)
+            row, compiled[name, dtype] = ratios(PROGRAMS[name](jnp.dtype(dtype)), options.rounds)
             print(f"{name:16s} {dtype:10s} " + " ".join(f"{x:7.2f}" for x in row), flush=True)
+    for name, dtype in compiled:
+        if name == DEEP and (SHALLOW, dtype) in compiled:
+            ratio = compiled[name, dtype] / compiled[SHALLOW, dtype]
+            print(f"{name} / {SHALLOW}, {dtype}: compile {ratio:.2f}")
 
 
 if __name__ == "__main__":
