@@ -129,8 +129,7 @@ def leave(x: Any) -> Any:
     if x.scale is None or x.unit != ONE or x.scale.static:
         data = stored(x).data
     else:  # what leaves is what divides: it is not asked for twice
-        inverse = cast(lax.div(np.float32(1), factor), register_dtype(x.dtype))
-        data = cast(lax.mul(register(x), inverse), x.dtype)
+        data = cast(lax.div(register(x), cast(factor, register_dtype(x.dtype))), x.dtype)
     return ScaledArray.tree_unflatten(None, (data, jnp.float32(factor)))
 
 

@@ -111,9 +111,9 @@ def test_epsilon_is_relative_to_the_true_value(exponent):
 
 
 def products(f, *arguments):
-    """Multiplications of whole arrays by a scale known at run time, in f under ``scalify``."""
+    """Whole arrays multiplied or divided by a scale known at run time, in f under ``scalify``."""
     jaxpr = jax.make_jaxpr(scalify(f))(*arguments).jaxpr
-    found = [e for e in jaxpr.eqns if e.primitive.name == "mul"]
+    found = [e for e in jaxpr.eqns if e.primitive.name in ("mul", "div")]
     found = [e for e in found if e.outvars[0].aval.shape == X.shape]
     return sum(any(x.aval.shape == () and not hasattr(x, "val") for x in e.invars) for e in found)
 
