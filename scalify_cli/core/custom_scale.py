@@ -24,7 +24,7 @@ class custom_scale:
     result as ``ScaledArray``. Keyword arguments are static and go to both.
 
     Raises:
-        TypeError: the rule's result is of another structure than the function's.
+        TypeError: the rule's result is of another structure, shape or dtype than the function's.
     """
 
     def __init__(self, function: Callable):
@@ -83,7 +83,12 @@ def _scale_rule(equation: Any, *operands: Any) -> list[Any]:
             return Scaled(x.data, scales[id(x.scale)][0])
         return enter(x)
 
-    return [result(x) for x in equation.params["rule"](*map(argument, operands))]
+    outputs = equation.params["rule"](*map(argument, operands))
+    for variable, x in zip(equation.outvars, outputs, strict=True):
+        if (x.shape, x.dtype) != (variable.aval.shape, variable.aval.dtype):
+            found = f"{x.dtype}{list(x.shape)}"
+            raise TypeError(f"the scale rule returned {found}, not {variable.aval.str_short()}.")
+    return list(map(result, outputs))
 
 
 def _batched(args: Any, axes: Any, *, call: Any, rule: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters import ad, batching
 
-from scalify_cli.core.dtypes import cast, wide_dtype
+from scalify_cli.core.dtypes import cast, register_dtype, wide_dtype
 from scalify_cli.core.ruled_primitive import marker
 from scalify_cli.core.values import Scaled
 from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, exp2, log2_floor
@@ -60,7 +60,7 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     change = jnp.where(jnp.isfinite(size), change, 0)
     change = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
     scale = (x.scale * Scale.unknown(change, 2 * MAX_EXPONENT)).of_degree(1)
-    return [Scaled(wide * exp2(-change), scale, dtype=x.dtype)]
+    return [Scaled(cast(wide * exp2(-change), register_dtype(x.dtype)), scale, dtype=x.dtype)]
 
 
 rescale_p = marker("rescale", _rule)

@@ -34,6 +34,8 @@ def trace_call(
 ) -> Program:
     """Trace ``f(*args, **kwargs)`` on its array leaves; other leaves (numbers, flags) are static.
 
+    What f returns may have leaves that are no arrays too, such as a model's functions.
+
     Args:
         is_leaf: what is one argument although it is a pytree, traced with the type of its data.
     """
@@ -41,16 +43,41 @@ def trace_call(
     array = (np.ndarray, np.generic, jax.Array)
     dynamic = [i for i, x in enumerate(leaves) if is_leaf(x) or isinstance(x, array)]
 
-    def flat(arrays: Sequence[Any]) -> Any:
+    returned: list[Any] = []
+
+    def flat(arrays: Sequence[Any]) -> list[Any]:
         full = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
         inner_args, inner_kwargs = jax.tree.unflatten(structure, full.values())
-        return f(*inner_args, **inner_kwargs)
+        results, returned[:] = _without_static(f(*inner_args, **inner_kwargs))
+        return results
 
     arguments = [leaves[i] for i in dynamic]
     avals = [jax.typeof(x.data if is_leaf(x) else x) for x in arguments]
-    closed, shape = jax.make_jaxpr(flat, return_shape=True)(avals)
-    rebuild = partial(jax.tree.unflatten, jax.tree.structure(shape))
+    closed = jax.make_jaxpr(flat)(avals)
+    rebuild = partial(_with_static, *returned)
     return Program(closed, arguments, rebuild, jax.make_jaxpr(flat))
+
+
+def _without_static(tree: Any) -> tuple[list[Any], tuple[Any, list[Any]]]:
+    """The leaves that JAX can return, and how to rebuild the tree: its structure, and the leaves
+    with ``...`` in the place of those."""
+    leaves, structure = jax.tree.flatten(tree)
+    dynamic = list(map(_is_returnable, leaves))
+    pairs = list(zip(leaves, dynamic, strict=True))
+    return [x for x, own in pairs if own], (structure, [... if own else x for x, own in pairs])
+
+
+def _with_static(structure: Any, leaves: Sequence[Any], results: Sequence[Any]) -> Any:
+    own = iter(results)
+    return jax.tree.unflatten(structure, [next(own) if x is ... else x for x in leaves])
+
+
+def _is_returnable(x: Any) -> bool:
+    try:
+        jax.typeof(x)
+    except TypeError:
+        return False
+    return True
 
 
 def evaluate(

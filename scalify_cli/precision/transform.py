@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
@@ -46,9 +48,9 @@ def with_precision(f: Callable, policy: Policy) -> Callable:
 
 
 def _cast(x: Any, policy: Policy) -> Any:
-    if not isinstance(x, jax.Array) or not is_float(x):
+    if not isinstance(x, (jax.Array, np.ndarray, np.generic)) or not is_float(x):
         return x
-    return x.astype(policy.precision.compute_dtype)
+    return jnp.asarray(x, policy.precision.compute_dtype)
 
 
 class _Transform:

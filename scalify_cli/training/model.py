@@ -17,7 +17,7 @@ class Model(Protocol):
     """May also have ``for_vocabulary(tokens)``, which returns a model with room for that many."""
 
     def init(self, key: jax.Array) -> Any:
-        """The parameters: any pytree of arrays."""
+        """The parameters: any pytree of float arrays."""
         ...
 
     def loss(self, parameters: Any, batch: jax.Array) -> jax.Array:
@@ -58,17 +58,18 @@ def init(model: Model, key: jax.Array) -> Any:
     """The model's parameters.
 
     Raises:
-        ModelError: they could not be made, or are no arrays.
+        ModelError: they could not be made, or are no float arrays.
     """
     parameters = _call(model.init, "init", key)
     leaves = jax.tree_util.tree_leaves_with_path(parameters)
-    wrong = [(path, x) for path, x in leaves if not hasattr(x, "dtype")]
+    wrong = [(path, x) for path, x in leaves if not (hasattr(x, "dtype") and is_float(x))]
     if wrong:
         path, x = wrong[0]
-        where = f"{type(x).__name__} at {jax.tree_util.keystr(path) or 'its root'}"
+        kind = jax.typeof(x).str_short() if hasattr(x, "dtype") else type(x).__name__
+        where = f"{kind} at {jax.tree_util.keystr(path) or 'its root'}"
         raise ModelError(
-            f"model.init returned a {where}; parameters are arrays",
-            "keep what is no array in the model, as with eqx.partition(model, eqx.is_array)",
+            f"model.init returned a {where}; parameters are float arrays",
+            "keep others in the model, as with eqx.partition(model, eqx.is_inexact_array)",
         )
     if not leaves:
         raise ModelError("model.init returned no arrays", "return a pytree of parameters")

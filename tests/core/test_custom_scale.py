@@ -107,6 +107,14 @@ def test_a_result_of_another_structure_is_refused():
         scalify(f)(X)
 
 
+@pytest.mark.parametrize("change", [jnp.float32, lambda data: data[:1]], ids=["dtype", "shape"])
+def test_a_result_of_another_type_is_refused(change):
+    f = custom_scale(lambda x: x * 2)
+    f.def_rule(lambda x: ScaledArray(change(x.data), x.scale))
+    with pytest.raises(TypeError, match=r"scale rule returned float.*, not float16\[3\]"):
+        scalify(f)(X)
+
+
 @pytest.mark.parametrize("constant", [1.0, jnp.ones(3, jnp.float16)], ids=["number", "array"])
 def test_its_rule_sees_constants_as_arrays(constant):
     got = jax.jit(scalify(lambda x: gated(x, constant)))(X)

@@ -191,6 +191,37 @@ def test_empty_arrays(shape):
         check_close(scalify(f)(x), f(x.data), rtol=0)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_matmuls_of_floats_with_integers_and_flags(dtype, compile):
+    x = ScaledArray(jnp.asarray([1, 2, 3], dtype), TINY)
+    groups = jnp.array([2, 1])
+
+    def f(x):
+        wide = {"preferred_element_type": jnp.float32}
+        ones = jnp.ones((2, 1, 3), jnp.int8)
+        return {
+            "flags": jnp.array([True, False, True]) @ x,
+            "integers": x @ jnp.array([3, -2, 100]),
+            "one": x[:1] @ jnp.array([3]),
+            "dot": lax.dot_general(x, jnp.int8([3, -2, 4]), (((0,), (0,)), ((), ())), **wide),
+            "ragged": lax.ragged_dot(x[:, None], ones, groups, **wide).sum(),
+            "gradient": jax.grad(lambda x: x @ jnp.array([3, -2, 100]))(x),
+        }
+
+    wanted = {"flags": 4, "integers": 299, "one": 3, "dot": 11, "ragged": 18}
+    with jax.numpy_dtype_promotion("standard"):
+        got = (jax.jit(scalify(f)) if compile else scalify(f))(x)
+    np.testing.assert_array_equal(true(got.pop("gradient")), [3, -2, 100])
+    check_close({k: true(y) / TINY for k, y in got.items()}, wanted, rtol=2.0**-8)
+
+
+def test_results_that_are_no_arrays_are_returned():
+    got = scalify(lambda x: (x * 2, jax.nn.relu, "name", None))(ScaledArray(jnp.ones(2), 4.0))
+    np.testing.assert_array_equal(true(got[0]), [8, 8])
+    assert got[1:] == (jax.nn.relu, "name", None)
+
+
 def test_python_and_numpy_scalars():
     x = ScaledArray(jnp.ones(2, jnp.float16), TINY)
     for number in (3, 3.0, np.float16(3), np.int32(3).item(), np.asarray(3, np.float16)):

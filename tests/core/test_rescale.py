@@ -89,3 +89,11 @@ def test_zeros_far_above_move_no_other(compile):
     y = ScaledArray(jnp.float16([1, 2, 0.5, -3]), 2.0**-60)
     got = (jax.jit(f) if compile else f)(zeros, y)
     np.testing.assert_array_equal(np.float64(got) * 2.0**87, [1, 2, 0.5, -3])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_is_rescaled_enters_a_convolution(dtype):
+    x, kernel = jnp.ones((1, 2, 4), dtype), jnp.ones((3, 2, 2), dtype)
+    f = lambda x, kernel: jax.lax.conv(rescale(x), kernel, (1,), "VALID")  # noqa: E731
+    got = scalify(f)(ScaledArray(x, 2.0**-30), ScaledArray(kernel, 1.0))
+    np.testing.assert_array_equal(unscale(got, jnp.float32) * 2.0**30, np.full((1, 3, 3), 4))

@@ -212,9 +212,10 @@ def test_the_compute_dtype_reaches_everything_and_results_keep_theirs():
         seen.append(tree["w"].dtype)
         return (tree["w"] @ tree["w"], tree["i"] + n, jnp.float32(1) * 2)
 
-    y, i, number = with_precision(f, policy)({"w": normal(2, 2), "i": jnp.arange(2)}, 1)
-    assert seen == [jnp.float16]
-    assert (y.dtype, i.dtype, number.dtype) == (jnp.float16, jnp.int32, jnp.float32)
+    for w in (normal(2, 2), np.float32(normal(2, 2))):
+        y, i, number = with_precision(f, policy)({"w": w, "i": jnp.arange(2)}, 1)
+        assert (y.dtype, i.dtype, number.dtype) == (jnp.float16, jnp.int32, jnp.float32)
+    assert seen == [jnp.float16] * 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -63,13 +63,14 @@ def test_good_results_are_passed_on():
     ("result", "fault"),
     [
         ({}, "returned no arrays"),
-        ({"w": [FLOAT32, 1.0]}, "returned a float at ['w'][1]; parameters are arrays"),
+        ({"w": [FLOAT32, 1.0]}, "returned a float at ['w'][1]; parameters are float arrays"),
+        ({"i": jnp.arange(3)}, "returned a int32[3] at ['i']; parameters are float arrays"),
         (jax.nn.relu, "raised TypeError: "),
         (divide, "raised ZeroDivisionError: division by zero ("),
-        ("text", "returned a str at its root; parameters are arrays"),
+        ("text", "returned a str at its root; parameters are float arrays"),
     ],
 )
-def test_parameters_are_arrays(result, fault):
+def test_parameters_are_float_arrays(result, fault):
     assert message(init, Model(result), KEY).startswith(f"model.init {fault}")
 
 

@@ -1,22 +1,25 @@
 """Scale rules of contractions: s·t·2**floor(log2(sqrt(K))), accumulated wide."""
 
 from math import prod
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.dtypes import is_narrow, register_dtype
+from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
 from scalify_cli.core.rules.families import at_one, binades, multiplied, result
-from scalify_cli.core.values import plain, promote, stored, true
+from scalify_cli.core.values import Scaled, plain, promote, stored, true
 from scalify_cli.jaxprs.interpreter import bind
+from scalify_cli.scales.scale import ONE
 
 
 def contraction(size):
     """The rule of a bilinear primitive with a ``preferred_element_type``.
 
-    Narrow operands are narrow in the matmul too; their sums are float32.
+    Narrow operands are narrow in the matmul too; their sums are float32. Integers and flags beside
+    floats are as they are.
 
     Args:
         size: the number of summed products, from the equation's parameters and data.
@@ -26,7 +29,7 @@ def contraction(size):
         aval = equation.outvars[0].aval
         if not jnp.issubdtype(aval.dtype, jnp.floating):
             return at_one(equation, x, y, *others)
-        values = [stored(v) if is_narrow(v.dtype) else v for v in map(promote, (x, y))]
+        values = list(map(_operand, (x, y)))
         data = [v.data for v in values]
         params = {"preferred_element_type": register_dtype(aval.dtype)}
         if isinstance(equation.params.get("precision"), lax.DotAlgorithmPreset):
@@ -38,6 +41,13 @@ def contraction(size):
         return [found if is_narrow(aval.dtype) else true(found)]
 
     return rule
+
+
+def _operand(x: Any) -> Scaled:
+    if not is_float(x):
+        return Scaled(x, ONE if x.dtype == bool else ONE.vague())
+    x = promote(x)
+    return stored(x) if is_narrow(x.dtype) else x
 
 
 def dot_size(params, x, y):
