@@ -175,10 +175,10 @@ def main() -> None:
         for dtype in options.dtype or DTYPES:
             row, compiled[name, dtype] = ratios(PROGRAMS[name](jnp.dtype(dtype)), options.rounds)
             print(f"{name:16s} {dtype:10s} " + " ".join(f"{x:7.2f}" for x in row), flush=True)
-    for name, dtype in compiled:
-        if name == DEEP and (SHALLOW, dtype) in compiled:
-            ratio = compiled[name, dtype] / compiled[SHALLOW, dtype]
-            print(f"{name} / {SHALLOW}, {dtype}: compile {ratio:.2f}")
+    for dtype in DTYPES:
+        if {(DEEP, dtype), (SHALLOW, dtype)} <= compiled.keys():
+            ratio = compiled[DEEP, dtype] / compiled[SHALLOW, dtype]
+            print(f"{DEEP} / {SHALLOW}, {dtype}: compile {ratio:.2f}")
 
 
 if __name__ == "__main__":

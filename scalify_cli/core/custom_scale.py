@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
@@ -83,11 +84,12 @@ def _scale_rule(equation: Any, *operands: Any) -> list[Any]:
             return Scaled(x.data, scales[id(x.scale)][0])
         return enter(x)
 
-    outputs = equation.params["rule"](*map(argument, operands))
+    answers = equation.params["rule"](*map(argument, operands))
+    outputs = [x if is_scaled(x) else jnp.asarray(x) for x in answers]
     for variable, x in zip(equation.outvars, outputs, strict=True):
-        if (x.shape, x.dtype) != (variable.aval.shape, variable.aval.dtype):
-            found = f"{x.dtype}{list(x.shape)}"
-            raise TypeError(f"the scale rule returned {found}, not {variable.aval.str_short()}.")
+        kind, wanted = jax.typeof(x.data if isinstance(x, ScaledArray) else x), variable.aval
+        if (kind.shape, kind.dtype) != (wanted.shape, wanted.dtype):
+            raise TypeError(f"the scale rule returned {kind}, not {wanted}.")
     return list(map(result, outputs))
 
 

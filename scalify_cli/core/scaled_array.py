@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scalify_cli.core.dtypes import is_float, is_narrow, wide_dtype
+from scalify_cli.jaxprs.interpreter import ARRAYS
 from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, exp2, floor_log2, log2_floor
 
 SMALLEST_SCALE = 2.0**MIN_EXPONENT
@@ -100,7 +101,7 @@ def _leaf(x: Any, scale: Any) -> Any:
 
 
 def _is_float_array(x: Any) -> bool:
-    return isinstance(x, (float, np.ndarray, np.generic, jax.Array)) and is_float(x)
+    return isinstance(x, (float, *ARRAYS)) and is_float(x)
 
 
 def _scale_of(x: jax.Array) -> float:
@@ -161,7 +162,7 @@ def _known(scale: Any) -> jax.Array:
 
 
 def _power_of_two(scale: Any) -> Any:
-    if not isinstance(scale, (int, float, list, np.ndarray, np.generic, jax.Array)):
+    if not isinstance(scale, (int, float, list, *ARRAYS)):
         return scale
     value = np.asarray(scale, np.float32)
     if value.ndim or not (value > 0 and np.isfinite(value) and np.frexp(value)[0] == 0.5):

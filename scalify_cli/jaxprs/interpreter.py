@@ -7,7 +7,6 @@ transform's business.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,8 @@ from jax.extend import source_info_util
 from scalify_cli.jaxprs.meshes import UNTRACKED, varying_as
 
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
+ARRAYS = (np.ndarray, np.generic, jax.Array)
+"""What a call is traced on; its other leaves are static."""
 
 
 class Program(NamedTuple):
@@ -39,37 +40,34 @@ def trace_call(
     Args:
         is_leaf: what is one argument although it is a pytree, traced with the type of its data.
     """
-    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_leaf)
-    array = (np.ndarray, np.generic, jax.Array)
-    dynamic = [i for i, x in enumerate(leaves) if is_leaf(x) or isinstance(x, array)]
-
-    returned: list[Any] = []
+    arguments, full = _split((args, kwargs), lambda x: is_leaf(x) or isinstance(x, ARRAYS), is_leaf)
+    rebuild: Any = None
 
     def flat(arrays: Sequence[Any]) -> list[Any]:
-        full = dict(enumerate(leaves)) | dict(zip(dynamic, arrays, strict=True))
-        inner_args, inner_kwargs = jax.tree.unflatten(structure, full.values())
-        results, returned[:] = _without_static(f(*inner_args, **inner_kwargs))
+        nonlocal rebuild
+        inner_args, inner_kwargs = full(arrays)
+        results, rebuild = _split(f(*inner_args, **inner_kwargs), _is_returnable)
         return results
 
-    arguments = [leaves[i] for i in dynamic]
     avals = [jax.typeof(x.data if is_leaf(x) else x) for x in arguments]
     closed = jax.make_jaxpr(flat)(avals)
-    rebuild = partial(_with_static, *returned)
     return Program(closed, arguments, rebuild, jax.make_jaxpr(flat))
 
 
-def _without_static(tree: Any) -> tuple[list[Any], tuple[Any, list[Any]]]:
-    """The leaves that JAX can return, and how to rebuild the tree: its structure, and the leaves
-    with ``...`` in the place of those."""
-    leaves, structure = jax.tree.flatten(tree)
-    dynamic = list(map(_is_returnable, leaves))
-    pairs = list(zip(leaves, dynamic, strict=True))
-    return [x for x, own in pairs if own], (structure, [... if own else x for x, own in pairs])
+def _split(
+    tree: Any, is_own: Callable[[Any], bool], is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The leaves of one kind, and the function that puts others in their places."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf)
+    own = [is_own(x) for x in leaves]
+    rest = [None if mine else x for x, mine in zip(leaves, own, strict=True)]
 
+    def full(values: Sequence[Any]) -> Any:
+        new = iter(values)
+        pairs = zip(rest, own, strict=True)
+        return jax.tree.unflatten(structure, [next(new) if mine else x for x, mine in pairs])
 
-def _with_static(structure: Any, leaves: Sequence[Any], results: Sequence[Any]) -> Any:
-    own = iter(results)
-    return jax.tree.unflatten(structure, [next(own) if x is ... else x for x in leaves])
+    return [x for x, mine in zip(leaves, own, strict=True) if mine], full
 
 
 def _is_returnable(x: Any) -> bool:

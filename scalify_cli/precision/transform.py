@@ -13,14 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core import is_float, is_scaled, rescale_cotangent
 from scalify_cli.jaxprs.calls import scan_again, switch_again
-from scalify_cli.jaxprs.interpreter import bind, evaluate, scope_of, trace_call
+from scalify_cli.jaxprs.interpreter import ARRAYS, bind, evaluate, scope_of, trace_call
 from scalify_cli.precision.convolution import rounded_convolution
 from scalify_cli.precision.matmul import Rounding, rounded_dot, tracked_sharding
 from scalify_cli.precision.norms import norm_inputs
@@ -48,7 +47,7 @@ def with_precision(f: Callable, policy: Policy) -> Callable:
 
 
 def _cast(x: Any, policy: Policy) -> Any:
-    if not isinstance(x, (jax.Array, np.ndarray, np.generic)) or not is_float(x):
+    if not isinstance(x, ARRAYS) or not is_float(x):
         return x
     return jnp.asarray(x, policy.precision.compute_dtype)
 

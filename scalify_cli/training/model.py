@@ -65,8 +65,7 @@ def init(model: Model, key: jax.Array) -> Any:
     wrong = [(path, x) for path, x in leaves if not (hasattr(x, "dtype") and is_float(x))]
     if wrong:
         path, x = wrong[0]
-        kind = jax.typeof(x).str_short() if hasattr(x, "dtype") else type(x).__name__
-        where = f"{kind} at {jax.tree_util.keystr(path) or 'its root'}"
+        where = f"{_kind(x)} at {jax.tree_util.keystr(path) or 'its root'}"
         raise ModelError(
             f"model.init returned a {where}; parameters are float arrays",
             "keep others in the model, as with eqx.partition(model, eqx.is_inexact_array)",
@@ -84,11 +83,15 @@ def loss(model: Model, parameters: Any, batch: Any) -> jax.Array:
     """
     value = _call(model.loss, "loss", parameters, batch)
     if not isinstance(value, jax.Array) or value.shape or not is_float(value):
-        kind = jax.typeof(value) if isinstance(value, jax.Array) else type(value).__name__
         raise ModelError(
-            f"model.loss returned {kind}, not a float scalar", "return the mean over the batch"
+            f"model.loss returned {_kind(value)}, not a float scalar",
+            "return the mean over the batch",
         )
     return value
+
+
+def _kind(x: Any) -> str:
+    return str(jax.typeof(x)) if isinstance(x, jax.Array) else type(x).__name__
 
 
 def _call(function: Callable, name: str, *args: Any) -> Any:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from ways import ways
 
 from scalify_cli.core import RULES, ScaledArray, as_scaled, is_scaled, scalify, unscale
 
@@ -191,9 +192,9 @@ def test_empty_arrays(shape):
         check_close(scalify(f)(x), f(x.data), rtol=0)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@ways
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_matmuls_of_floats_with_integers_and_flags(dtype, compile):
+def test_matmuls_of_floats_with_integers_and_flags(way, dtype):
     x = ScaledArray(jnp.asarray([1, 2, 3], dtype), TINY)
     groups = jnp.array([2, 1])
 
@@ -211,7 +212,7 @@ def test_matmuls_of_floats_with_integers_and_flags(dtype, compile):
 
     wanted = {"flags": 4, "integers": 299, "one": 3, "dot": 11, "ragged": 18}
     with jax.numpy_dtype_promotion("standard"):
-        got = (jax.jit(scalify(f)) if compile else scalify(f))(x)
+        got = way(scalify(f))(x)
     np.testing.assert_array_equal(true(got.pop("gradient")), [3, -2, 100])
     check_close({k: true(y) / TINY for k, y in got.items()}, wanted, rtol=2.0**-8)
 

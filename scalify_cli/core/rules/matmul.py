@@ -44,6 +44,7 @@ def contraction(size):
 
 
 def _operand(x: Any) -> Scaled:
+    """A narrow one at its scale; of integers, unlike flags, the size is not known."""
     if not is_float(x):
         return Scaled(x, ONE if x.dtype == bool else ONE.vague())
     x = promote(x)
