@@ -41,7 +41,8 @@ from scalify_cli.jaxprs.interpreter import (
     trace_call,
 )
 from scalify_cli.jaxprs.literals import true_literals
-from scalify_cli.jaxprs.tracing import once, without_collection
+from scalify_cli.jaxprs.meshes import on_mesh_of
+from scalify_cli.jaxprs.tracing import once, shard_level, without_collection
 from scalify_cli.scales.scale import ONE
 from scalify_cli.scales.settle import settled
 
@@ -89,7 +90,8 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
         with without_collection():
             program = trace_call(f, args, kwargs, is_scaled)
             if any(is_scaled(x) for x in program.arguments):
-                return program.rebuild(propagate(program, rules))
+                with on_mesh_of(program.arguments):
+                    return program.rebuild(propagate(program, rules))
         return f(*args, **kwargs)
 
     return scaled
@@ -191,9 +193,10 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
     primitive = equation.primitive
     scaled = any(isinstance(x, Scaled) for x in operands)
     uniform = [x for x in operands if isinstance(x, Uniform)]
-    if primitive.name in CALLS and (scaled or uniform):
+    anew = shard_level() and primitive.name in LOOPS  # as JAX does not track how its shards differ
+    if primitive.name in CALLS and (scaled or uniform or shard_level()):
         return CALLS[primitive.name]
-    if scaled:
+    if scaled or anew:
         own = getattr(primitive, "scale_rule", fallback)
         given = rules.get(primitive) or rules.get(primitive.name)
         return LOOPS.get(primitive.name) or given or own

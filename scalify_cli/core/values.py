@@ -31,6 +31,8 @@ from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
+_FAR = 15
+"""Binades that stored data may be above its scale: FP16 holds 16."""
 _HELD, _WIDE, _MADE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24)
 """log2 of the least and the largest scale of a narrow value, of a wide one, and of a wide product
 or choice, which may be far from its own."""
@@ -89,8 +91,10 @@ class Uniform:
     @property
     def scale(self) -> Scale | None:
         """The power of two at or below it; any scale for zero, infinities and NaN."""
-        known = self.value != 0 and math.isfinite(self.value)
-        return Scale(floor_log2(abs(self.value))) if known else None
+        if self.value == 0 or not math.isfinite(self.value):
+            return None
+        below = floor_log2(abs(self.value))
+        return Scale(below, drift=math.log2(abs(self.value)) - below)
 
     def array(self, dtype: Any = None) -> Any:
         return lax.full(self.shape, self.value, dtype or self.dtype, sharding=self.sharding)
@@ -210,7 +214,9 @@ def times(data: Any, scale: Scale) -> Any:
 
 def sized(x: Scaled) -> Scaled:
     """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
-    if x.scale is None or x.scale.trusted or not is_narrow(x.dtype):
+    if x.scale is None or not is_narrow(x.dtype):
+        return x
+    if x.scale.trusted and abs(x.scale.degree) + abs(x.scale.drift) <= _FAR:
         return x
     return replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
 

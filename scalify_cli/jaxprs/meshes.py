@@ -1,12 +1,13 @@
 """How arrays lie on a mesh, and along which axes of ``shard_map`` JAX tracks them to differ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 from jax import lax
 from jax.core import ShapedArray
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scalify_cli.jaxprs.tracing import shard_level
 
@@ -20,6 +21,16 @@ def here(x: Any) -> Any:
     tracked = AxisType.Explicit in (*own.axis_types, *mesh.axis_types)
     moves = tracked and own != mesh and not own.empty
     return jax.sharding.reshard(x, PartitionSpec()) if moves else x
+
+
+def on_mesh_of(arguments: Sequence[Any]) -> AbstractContextManager:
+    """Sees the mesh that arrays lie on where JAX tracks how: what is made of no array lies there
+    too. A mesh that is seen already, as under ``jit``, stays."""
+    shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(arguments))
+    meshes = {x.mesh for x in shardings if isinstance(x, NamedSharding)}
+    tracked = [x for x in meshes if isinstance(x, Mesh) and AxisType.Explicit in x.axis_types]
+    seen = not jax.sharding.get_abstract_mesh().empty
+    return nullcontext() if seen or len(tracked) != 1 else jax.set_mesh(tracked[0])
 
 
 def varying_as(x: Any, *others: Any) -> Any:

@@ -9,7 +9,8 @@ integers, so no product of scales can overflow.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,15 +60,22 @@ class Scale:
 
     Args:
         degree: how many scales of arguments it is a product of. Data that is not near 1 in them is
-            far from it in a product of many. Equal scales may differ in it.
+            far from it in a product of many.
+        drift: how many binades above it the data is where all that was summed has one sign.
+
+    Equal scales may differ in degree and drift.
     """
 
-    __slots__ = ("constant", "degree", "terms")
+    __slots__ = ("constant", "degree", "drift", "terms")
 
     def __init__(
-        self, constant: int = 0, terms: Iterable[tuple[Atom, int]] = (), degree: float = 0
+        self,
+        constant: int = 0,
+        terms: Iterable[tuple[Atom, int]] = (),
+        degree: float = 0,
+        drift: float = 0,
     ):
-        self.constant, self.degree = constant, degree
+        self.constant, self.degree, self.drift = constant, degree, drift
         self.terms = tuple(terms)  # in the order of their making
 
     @staticmethod
@@ -122,28 +130,29 @@ class Scale:
         terms = sorted((x for x in counts.items() if x[1]), key=lambda x: x[0].serial)
         vague = _VAGUE in (self.degree, other.degree)
         degree = _VAGUE if vague else self.degree + other.degree
-        return Scale(self.constant + other.constant, terms, degree)
+        return Scale(self.constant + other.constant, terms, degree, self.drift + other.drift)
 
     def __pow__(self, n: int) -> "Scale":
         terms = ((atom, k * n) for atom, k in self.terms if n)
         degree = _VAGUE if n and self.degree == _VAGUE else self.degree * n
-        return Scale(self.constant * n, terms, degree)
+        return Scale(self.constant * n, terms, degree, self.drift * n)
 
     def __truediv__(self, other: "Scale") -> "Scale":
         return self * other**-1
 
-    def shifted(self, binades: int) -> "Scale":
-        """This scale times 2**binades."""
-        return Scale(self.constant + binades, self.terms, self.degree)
+    def shifted(self, binades: int, drift: float = 0) -> "Scale":
+        """This scale times 2**binades, of data that is ``drift`` binades further above it."""
+        return Scale(self.constant + binades, self.terms, self.degree, self.drift + drift)
 
     @property
     def trusted(self) -> bool:
         """Whether what propagation gives may be taken for the size of the data."""
         return abs(self.degree) <= _TRUSTED
 
-    def of_degree(self, degree: float) -> "Scale":
-        """The same scale, known to be of another degree."""
-        return self if degree == self.degree else Scale(self.constant, self.terms, degree)
+    def of_degree(self, degree: float, drift: float = 0) -> "Scale":
+        """The same scale, known to be of another degree and drift."""
+        same = (degree, drift) == (self.degree, self.drift)
+        return self if same else Scale(self.constant, self.terms, degree, drift)
 
     def vague(self) -> "Scale":
         """The same scale of data that may be of any size."""
@@ -154,8 +163,8 @@ class Scale:
         degree = _VAGUE if self.degree == _VAGUE else self.degree / n
         if all(k % n == 0 for _, k in self.terms):
             terms = ((atom, k // n) for atom, k in self.terms)
-            return Scale(self.constant // n, terms, degree)
-        return _derived(f"root {n}", [self], degree)
+            return Scale(self.constant // n, terms, degree, self.drift / n)
+        return _derived(f"root {n}", [self]).of_degree(degree, self.drift / n)
 
     def parts(self) -> list["Scale"]:
         """Scales whose product it is, where float32 may not hold it: each of two atoms at most."""
@@ -171,8 +180,9 @@ class Scale:
         if self.within(least, most):
             return self
         if self.static:
-            return Scale(min(max(self.constant, least), most), (), self.degree)
-        return _derived("clamp", [self, Scale(least), Scale(most)], self.degree)
+            return Scale(min(max(self.constant, least), most), (), self.degree, self.drift)
+        found = _derived("clamp", [self, Scale(least), Scale(most)])
+        return found.of_degree(self.degree, self.drift)
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
@@ -197,13 +207,34 @@ class Scale:
 ONE = Scale()
 
 
-def _derived(rule: str, scales: Sequence[Scale], degree: float) -> Scale:
+def sources_of(scales: Iterable[Scale]) -> list[Atom]:
+    """What scales are made of that came from outside."""
+    return list({source: None for x in scales for atom, _ in x.terms for source in atom.sources})
+
+
+@contextmanager
+def read_as(sources: Sequence[Atom], arrays: Sequence[Any]) -> Iterator[None]:
+    """Other arrays in the place of those that came from outside, where those cannot be read."""
+    outer = [atom.array for atom in sources]
+    _place(sources, arrays)
+    try:
+        yield
+    finally:
+        _place(sources, outer)
+
+
+def _place(sources: Sequence[Atom], arrays: Sequence[Any]) -> None:
+    for atom, array in zip(sources, arrays, strict=True):
+        atom.array = array
+
+
+def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
     """What a rule makes of some scales at run time; the same again for the same ones."""
     [(first, _), *_] = (term for scale in scales for term in scale.terms)
     key = rule, frozenset(scales)
     if key not in first.memo:
         first.memo[key] = Atom(rule=rule, operands=scales)
-    return Scale(0, [(first.memo[key], 1)], degree)
+    return Scale(0, [(first.memo[key], 1)])
 
 
 def maximum(scales: Sequence[Scale]) -> Scale:
@@ -215,10 +246,8 @@ def maximum(scales: Sequence[Scale]) -> Scale:
             found = [x for x, (least, _) in zip(found, differences, strict=True) if least < 0]
             found.append(scale)
     whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
-    degree = max((x.degree for x in scales), key=abs)
-    if whole or len(found) == 1:
-        return (whole or found)[0].of_degree(degree)
-    return _derived("maximum", found, degree)
+    chosen = (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
+    return chosen.of_degree(*_doubt(scales))
 
 
 def minimum(scales: Sequence[Scale]) -> Scale:
@@ -230,7 +259,12 @@ def select(which: Any, first: Scale, second: Scale) -> Scale:
     """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
     index = once(which, "index", lambda: Scale.unknown(jnp.int32(which)))
     atom = Atom(rule="select", operands=[index, first, second])
-    return Scale(0, [(atom, 1)], max(first.degree, second.degree, key=abs))
+    return Scale(0, [(atom, 1)], *_doubt([first, second]))
+
+
+def _doubt(scales: Sequence[Scale]) -> tuple[float, float]:
+    """The degree and the drift of one of some scales, whichever it is."""
+    return max((x.degree for x in scales), key=abs), max((x.drift for x in scales), key=abs)
 
 
 def chosen(scales: Iterable[Scale | None], choose: Callable = maximum) -> Scale | None:

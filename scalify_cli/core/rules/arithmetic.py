@@ -38,6 +38,9 @@ from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 from scalify_cli.scales.scale import select as select_scale
 
 
+_MOST_ABOVE = 7  # binades that a bounded function is taken to be above its scale
+
+
 def convert(equation, x):
     """Between floats the data is cast; to other types the true value is."""
     if not jnp.issubdtype(equation.params["new_dtype"], jnp.floating):
@@ -104,6 +107,13 @@ def with_one(choose, degree=1):
     return lambda *scales: chosen([ONE, *(x and x**degree for x in scales)], choose)
 
 
+def bounded(*scales):
+    """The smaller one of 1 and the operand's scale, which data far above it does not exceed by much:
+    it cannot exceed 1."""
+    scale = with_one(minimum)(*scales)
+    return scale and scale.of_degree(scale.degree, min(scale.drift, _MOST_ABOVE))
+
+
 def of_polynomial(*scales):
     """The largest of the terms' scales; coefficients follow the argument, from the constant."""
     x, *coefficients = scales or (ONE, ONE)
@@ -155,7 +165,7 @@ ANY_SIZE = (
 RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum)))
 RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
-RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(with_one(minimum), BOUNDED))
+RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(bounded, BOUNDED))
 RULES |= dict.fromkeys((p.exp_p, p.exp2_p), exponential)
 RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
 RULES |= {

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend.core import primitives as p
-from jax.sharding import Sharding
+from jax.sharding import PartitionSpec, Sharding
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow
 from scalify_cli.core.values import (
@@ -35,7 +35,7 @@ from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_wit
 from scalify_cli.jaxprs.meshes import varying_as
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MIN_EXPONENT, exp2
-from scalify_cli.scales.scale import ONE, Scale, maximum
+from scalify_cli.scales.scale import ONE, Scale, maximum, read_as, sources_of
 from scalify_cli.scales.settle import settled
 
 UNKNOWN = Scale(1 << 20)
@@ -120,7 +120,7 @@ class Carry:
             self.form, array = leaving(x, alone=False)
             return array
         x = promote(x)
-        same = x.scale is not None and x.scale == self.scale
+        same = x.scale is not None and x.scale == self.scale and not x.scale.drift
         x = stored(x if same else measured(at(x, ONE), x.dtype))
         return x.data, varying_as(jnp.asarray(x.scale.exponent(), jnp.int32), x.data)
 
@@ -263,19 +263,22 @@ def shard_map(equation, *operands, run):
     params = equation.params
     closed = jex.ClosedJaxpr(params["jaxpr"], ())
     forms: list[Any] = []
+    scaled = [x for x in operands if isinstance(x, Scaled) and x.scale is not None]
+    sources = sources_of(scale for x in scaled for scale in (x.scale, x.unit))
 
-    def body(arrays):
+    def body(arrays, exponents):
         own = map(_shard, params["jaxpr"].invars, operands, arrays)
-        return _left(run(closed, list(own)), forms)
+        with read_as(sources, exponents):
+            return _left(run(closed, list(own)), forms)
 
     outputs = jax.shard_map(
         settled(body, shards=True),
         mesh=params["mesh"],
-        in_specs=(list(params["in_specs"]),),
+        in_specs=(list(params["in_specs"]), PartitionSpec()),
         out_specs=list(params["out_specs"]),
         axis_names=params["newly_manual_axes"],
         check_vma=False,
-    )(list(map(_array, operands)))
+    )(list(map(_array, operands)), [x.array for x in sources])
     return list(map(arrived, forms, outputs))
 
 

@@ -26,6 +26,7 @@ from scalify_cli.core.values import (
     Scaled,
     aligned,
     at,
+    measured,
     register,
     times,
     true,
@@ -91,7 +92,7 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     x, y = (y, x) if x.number is not None else (x, y)
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [_shifted(x, by)]
-    y = _nearest(y)
+    x, y = _factor(x), _factor(y)
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
     decays = DECAYING in (x.role, y.role) and role != DECAYING
     (x, y), scale, unit = factors((x, y), (1, 1))
@@ -104,17 +105,21 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Division. A known power of two changes only the scale and the unit."""
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [_shifted(x, by**-1)]
-    (x, y), scale, unit = factors((x, _nearest(y)), (1, -1))
+    (x, y), scale, unit = factors((x, _factor(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
     return [result(equation.outvars[0].aval, data, scale, unit)]
 
 
-def _nearest(x: Scaled) -> Scaled:
-    """A known factor with the nearest scale: a moving average times 0.999 must not lose a binade of
-    its scale each time."""
-    if x.number is None or x.scale is None:
+def _factor(x: Scaled) -> Scaled:
+    """A known number with the nearest scale: a moving average times 0.999 must not lose a binade of
+    its scale each time. A drifting scalar is measured: else each array that it scales would be."""
+    if x.scale is None:
         return x
-    return replace(x, scale=Scale(round(math.log2(abs(x.number)))))
+    if x.number is None:
+        drifts = not x.shape and is_narrow(x.dtype) and x.scale.drift
+        return measured(register(x), x.dtype, x.unit) if drifts else x
+    exact = math.log2(abs(x.number))
+    return replace(x, scale=Scale(round(exact), drift=exact - round(exact)))
 
 
 def power(equation: Any, x: Scaled) -> list[Any]:
@@ -134,12 +139,12 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     a bounded function, as in their derivatives, and exp(-x²) may vanish where the array is large.
     """
     if x.role == POSITIVE and x.data is y.data:
-        return x.scale, ""
+        return _times_unknown(x, x), ""
     for one, other in ((x, y), (y, x)):
         if one.role == BOUNDED and other.role not in (BOUNDED, DECAYING):
             return other.scale, GATE
         if one.role == GATE != other.role:
-            return one.scale, ""
+            return _times_unknown(one, other), ""
     roles = {x.role, y.role}
     if roles & {MASK, MASKED}:
         return None, MASKED
@@ -148,13 +153,21 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     return None, SQUARE if x.data is y.data else ""
 
 
+def _times_unknown(x: Scaled, y: Scaled) -> Scale | None:
+    """The scale of the first alone, from which their product is as far as the other's is from 1."""
+    if x.scale is None or y.scale is None:
+        return None
+    far = max(y.scale.bounds, key=abs)
+    return x.scale.shifted(0, drift=y.scale.drift + max(min(far, _ROOM), -_ROOM))
+
+
 def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
     """The scale that is wanted instead, as far as the dtype has room for it."""
     if scale is None or wanted is None:
         return scale
     room = _ROOM if is_narrow(dtype) else _WIDE_ROOM
     found = maximum([scale.shifted(-room), minimum([wanted, scale.shifted(room)])])
-    return found.of_degree(wanted.degree)
+    return found.of_degree(wanted.degree, wanted.drift)
 
 
 def _vague_if(uncertain: Any, scale: Scale | None) -> Scale | None:
@@ -207,7 +220,8 @@ def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
-    return _vague_if(uncertain, chosen(x.scale for x in heard or values))
+    scale = _vague_if(uncertain, chosen(x.scale for x in heard or values))
+    return scale and scale.shifted(0, drift=len(values) - 1 - sum(guards))
 
 
 def smallest(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
@@ -319,7 +333,10 @@ def root(n: int, function: Callable) -> Rule:
     return rule
 
 
-def binades(count: int) -> int:
-    """The power of two at or below the square root of a count of summed terms."""
-    known = isinstance(count, int) and count > 0  # not symbolic
-    return math.floor(math.log2(count) / 2) if known else 0
+def of_terms(scale: Scale | None, count: int, squares: bool = False) -> Scale | None:
+    """The scale of a sum of terms of a scale: theirs times the power of two at or below the square
+    root of their count, or at or below that where none is negative."""
+    if scale is None or not isinstance(count, int) or count < 1:  # symbolic, or none
+        return scale
+    grown = math.floor(math.log2(count) / (1 if squares else 2))
+    return scale.shifted(grown, math.log2(count) - grown)

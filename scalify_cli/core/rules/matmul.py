@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
-from scalify_cli.core.rules.families import at_one, binades, multiplied, result
+from scalify_cli.core.rules.families import at_one, multiplied, of_terms, result
 from scalify_cli.core.values import Scaled, plain, promote, stored, true
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE
@@ -36,7 +36,7 @@ def contraction(size):
             params["precision"] = None  # says how wide to accumulate, which is settled here
         [product] = bind(equation, [*data, *map(plain, others)], **params)
         scale, unit = multiplied(values, (1, 1))
-        grown = scale and scale.shifted(binades(size(equation.params, *data)))
+        grown = of_terms(scale, size(equation.params, *data))
         found = result(aval, product, grown, unit)
         return [found if is_narrow(aval.dtype) else true(found)]
 

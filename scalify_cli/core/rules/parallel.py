@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_narrow
-from scalify_cli.core.rules.families import Rule, binades, passes_through
+from scalify_cli.core.rules.families import Rule, of_terms, passes_through
 from scalify_cli.core.values import Scaled, at, times
 from scalify_cli.jaxprs.meshes import varying_axes
 from scalify_cli.jaxprs.tracing import shard_level
@@ -28,7 +28,7 @@ def collective(sums=False):
 
     def rule(equation, *operands):
         axes = _axes(equation.params)
-        grown = Scale(binades(_group_size(equation.params, axes)) if sums else 0)
+        grown = of_terms(ONE, _group_size(equation.params, axes)) if sums else ONE
         values = [_grown(_shared(x, axes), grown) if isinstance(x, Scaled) else x for x in operands]
         return passes_through(equation, *values)
 
@@ -42,7 +42,8 @@ def _shared(x: Scaled, axes: tuple) -> Scaled:
     exponent = jnp.asarray(x.scale.exponent(), jnp.int32)
     if varying_axes(x.data).intersection(axes) and not varying_axes(exponent).intersection(axes):
         return x
-    return Scaled(at(x, ONE), Scale.unknown(lax.pmax(exponent, axes)), ONE, x.dtype)
+    scale = Scale.unknown(lax.pmax(exponent, axes)).of_degree(x.scale.degree, x.scale.drift)
+    return Scaled(at(x, ONE), scale, ONE, x.dtype)
 
 
 def _grown(x: Scaled, by: Scale) -> Scaled:

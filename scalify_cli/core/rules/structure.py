@@ -1,16 +1,17 @@
 """Scale rules of reductions, indexing and shape changes."""
 
-from math import prod
+from math import log2, prod
 
 import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.rules.families import (
-    binades,
+    SQUARE,
     factors,
     of_picked,
     of_sum,
+    of_terms,
     passes_through,
     picks,
     result,
@@ -23,16 +24,16 @@ from scalify_cli.scales.scale import ONE, chosen
 
 
 def sums(count):
-    """A sum of n independent terms grows by sqrt(n); narrow ones are accumulated in float32.
+    """A sum of n independent terms grows by sqrt(n), one of squares by n; narrow ones are accumulated in
+    float32.
 
     Args:
         count: the number of summed terms, from the equation's parameters and the operand's shape.
     """
 
     def rule(equation, x):
-        grown = binades(prod(count(equation.params, x.shape)))
         [total] = bind(equation, [register(x)])
-        scale = x.scale and x.scale.shifted(grown)
+        scale = of_terms(x.scale, prod(count(equation.params, x.shape)), x.role == SQUARE)
         return [result(equation.outvars[0].aval, total, scale, x.unit)]
 
     return rule
@@ -46,13 +47,20 @@ def reduce_product(equation, x):
     return [result(equation.outvars[0].aval, data, scale and scale.vague(), unit)]
 
 
-def scatter(scale):
-    """Updates and operand agree on a unit; narrow ones are added up in float32."""
+def scatter(scale, sums=False):
+    """Updates and operand agree on a unit; narrow ones are added up in float32.
+
+    Args:
+        scale: of the result, from its dtype and the two.
+        sums: whether all updates may be added to one element.
+    """
 
     def rule(equation, operand, indices, updates):
         (data, new), unit = aligned([operand, updates])
         aval = equation.outvars[0].aval
         size = scale(aval.dtype, [operand, updates])
+        if sums and size and isinstance(new.size, int):
+            size = size.shifted(0, drift=log2(max(prod(indices.shape[:-1]), 1)))
         return [result(aval, _scattered(equation, data, new, indices), size, unit)]
 
     return rule
@@ -114,7 +122,7 @@ RULES = {
     p.scatter_p: scatter_set,
     p.scatter_mul_p: scatter_product,
 }
-RULES |= dict.fromkeys((p.scatter_add_p, lax.scatter_sub_p), scatter(of_sum))
+RULES |= dict.fromkeys((p.scatter_add_p, lax.scatter_sub_p), scatter(of_sum, sums=True))
 RULES |= dict.fromkeys((p.scatter_max_p, p.scatter_min_p), scatter(of_picked()))
 RULES |= dict.fromkeys(
     (p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), picks(joins=True)
