@@ -167,3 +167,42 @@ for f, out in programs:
 def test_inside_of_a_shard_map_that_tracks_how_shards_differ():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([sys.executable, "-c", INSIDE], env={**os.environ, **flags}, check=True)
+
+
+MESHES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from scalify_cli.core import as_scaled, scalify, unscale
+
+def masked(x, y):
+    zeros = lax.pcast(jnp.zeros(2, y.dtype), "i", to="varying")
+    return x * lax.scan(lambda c, row: (c + row, None), zeros, y)[0]
+
+programs = [
+    lambda x, y: x + x * x,
+    lambda x, y: x - lax.pmean(x, "i"),
+    lambda x, y: lax.scan(lambda c, row: (c * row, jnp.sin(c)), x[0], x)[1],
+    lambda x, y: lax.cond(lax.axis_index("i") > 0, lambda: x * x, lambda: x + 1),
+    masked,
+]
+for kind in (AxisType.Explicit, AxisType.Auto):
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(kind,))
+    lie = NamedSharding(mesh, P("i"))
+    x = jax.device_put(jnp.float16([[3, 1], [-2, 4], [1, 0.5], [2, -1]]), lie)
+    y = 2 * x
+    for program in programs:
+        for dtype in (jnp.float16, jnp.float32):
+            f = jax.shard_map(program, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+            for call in (scalify(f), jax.jit(scalify(f))):
+                got = unscale(call(as_scaled(x.astype(dtype)), y.astype(dtype)), jnp.float32)
+                wanted = f(x.astype(jnp.float32), y.astype(jnp.float32))
+                np.testing.assert_allclose(got, wanted, rtol=2.0**-9)
+    plain = scalify(lambda x: jnp.where(x > 0, x, 1.0))(as_scaled(x))
+    np.testing.assert_array_equal(unscale(plain), jnp.where(x > 0, x, 1.0))
+"""
+
+
+def test_meshes_that_jax_tracks_and_those_that_it_does_not():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", MESHES], env={**os.environ, **flags}, check=True)
