@@ -33,9 +33,9 @@ NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
 _FAR = 15
 """Binades that stored data may be above its scale: FP16 holds 16."""
-_HELD, _WIDE, _MADE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24)
-"""log2 of the least and the largest scale of a narrow value, of a wide one, and of a wide product
-or choice, which may be far from its own."""
+_HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
+"""log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
+which may be far from its own, and of a wide value of any size."""
 
 
 @dataclass(eq=False)
@@ -143,7 +143,8 @@ def held(x: Scaled) -> Scaled:
         return x
     made = abs(x.scale.degree) > 1
     as_it_is = not (made or x.scale.static) and x.scale.within(*_HELD)
-    bounds = _HELD if is_narrow(x.dtype) or as_it_is else _MADE if made else _WIDE
+    bounds = _MADE if made and x.scale.trusted else _VAGUE if made else _WIDE
+    bounds = _HELD if is_narrow(x.dtype) or as_it_is else bounds
     return replace(x, scale=x.scale.clamped(*bounds))
 
 

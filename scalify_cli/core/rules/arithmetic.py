@@ -10,8 +10,10 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_narrow, register_dtype
 from scalify_cli.core.rules.families import (
+    BELOW,
     BOUNDED,
     DECAYING,
+    LARGEST,
     MASK,
     MASKED,
     POSITIVE,
@@ -63,7 +65,8 @@ def select(equation, which, *cases):
     if jnp.ndim(which) or len({x.scale for x in cases} - {None}) != len(cases) or len(cases) > 2:
         [x] = picks()(equation, which, *cases)
         kind = MASK if all(x.number is not None for x in cases) else MASKED
-        return [replace(x, role=kind if any(x.number == 0 for x in cases) else x.role)]
+        masks = x.role != LARGEST and any(case.number == 0 for case in cases)
+        return [replace(x, role=kind if masks else x.role)]
     aval, scale = equation.outvars[0].aval, select_scale(which, *(x.scale for x in cases))
     if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):
         return [Scaled(lax.select_n(which, *(stored(x).data for x in cases)), scale)]
@@ -85,8 +88,8 @@ def general_power(equation, x, y):
 
 
 def exponential(equation, x):
-    """Near 1; of what is squared and negative it vanishes where that is large."""
-    [y] = at_one(equation, x)
+    """Near 1 of what is below 0; of what is squared and negative it vanishes where that is large."""
+    [y] = (at_one if x.role == BELOW else vague)(equation, x)
     return [replace(y, role=DECAYING if x.role == SQUARE else "")]
 
 
@@ -167,7 +170,7 @@ RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum
 RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(bounded, BOUNDED))
 RULES |= dict.fromkeys((p.exp_p, p.exp2_p), exponential)
-RULES |= {p.logistic_p: opaque(role=BOUNDED), p.erfc_p: opaque(lambda *_: Scale(1))}
+RULES |= {p.logistic_p: opaque(lambda *_: ONE.vague(), BOUNDED), p.erfc_p: vague}
 RULES |= {
     "one_minus_square": opaque(with_one(maximum, 2), DECAYING),  # of the newest JAX
     "polynomial": opaque(of_polynomial),

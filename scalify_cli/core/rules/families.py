@@ -38,6 +38,7 @@ from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
 MASK, MASKED, SQUARE = "mask", "masked", "square"
+LARGEST, BELOW = "largest", "below"  # of an array's elements, and those less it
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
 
@@ -197,6 +198,7 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
 
     What is bounded stays so beside known numbers.
     """
+    stays = (BOUNDED, LARGEST, BELOW)
 
     def rule(equation: Any, *operands: Any) -> list[Any]:
         values = [x for x in operands if isinstance(x, Scaled)]
@@ -206,8 +208,10 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
         if not is_float(output):
             return [output]
         aval, roles = equation.outvars[0].aval, {x.role for x in values if x.number is None}
-        role = BOUNDED if roles == {BOUNDED} else ""
-        if role and equation.primitive is p.sub_p and values[0].number is not None:
+        role = next((role for role in stays if roles == {role}), "")
+        if equation.primitive is p.sub_p and values[1].role == LARGEST:
+            role = BELOW
+        if role == BOUNDED and equation.primitive is p.sub_p and values[0].number is not None:
             role = DECAYING
         return [result(aval, output, scale(aval.dtype, values), unit, role)]
 

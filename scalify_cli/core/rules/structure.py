@@ -1,5 +1,6 @@
 """Scale rules of reductions, indexing and shape changes."""
 
+from dataclasses import replace
 from math import log2, prod
 
 import numpy as np
@@ -7,6 +8,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.rules.families import (
+    LARGEST,
     SQUARE,
     factors,
     of_picked,
@@ -37,6 +39,11 @@ def sums(count):
         return [result(equation.outvars[0].aval, total, scale, x.unit)]
 
     return rule
+
+
+def largest(equation, x):
+    """It passes through; a softmax subtracts it."""
+    return [replace(y, role=LARGEST) for y in passes_through(equation, x)]
 
 
 def reduce_product(equation, x):
@@ -118,6 +125,7 @@ RULES = {
     p.cumsum_p: sums(lambda params, shape: [shape[params["axis"]]]),
     p.reduce_window_sum_p: sums(lambda params, shape: params["window_dimensions"]),
     p.reduce_prod_p: reduce_product,
+    p.reduce_max_p: largest,
     p.gather_p: gather,
     p.scatter_p: scatter_set,
     p.scatter_mul_p: scatter_product,
@@ -132,7 +140,7 @@ RULES |= dict.fromkeys(
     (
         *(p.sort_p, lax.optimization_barrier_p, p.device_put_p, p.sharding_constraint_p),
         *(p.reshape_p, p.broadcast_in_dim_p, p.transpose_p, p.squeeze_p, p.rev_p, p.slice_p),
-        *(p.dynamic_slice_p, p.reduce_max_p, p.reduce_min_p, p.cummax_p, p.cummin_p),
+        *(p.dynamic_slice_p, p.reduce_min_p, p.cummax_p, p.cummin_p),
         *(lax.split_p, lax.unstack_p, lax.tile_p, p.name_p, p.top_k_p, p.approx_top_k_p),
         *(p.reduce_window_max_p, p.reduce_window_min_p, p.argmax_p, p.argmin_p),
     ),
