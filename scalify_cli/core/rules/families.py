@@ -158,8 +158,9 @@ def _times_unknown(x: Scaled, y: Scaled) -> Scale | None:
     """The scale of the first alone, from which their product is as far as the other's is from 1."""
     if x.scale is None or y.scale is None:
         return None
-    far = max(y.scale.bounds, key=abs)
-    return x.scale.shifted(0, drift=y.scale.drift + max(min(far, _ROOM), -_ROOM))
+    both = x.scale * y.scale
+    drifts = (both.drift + max(min(end, _ROOM), -_ROOM) for end in y.scale.bounds)
+    return x.scale.of_degree(both.degree, max(drifts, key=abs))
 
 
 def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
