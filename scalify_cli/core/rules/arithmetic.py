@@ -170,7 +170,8 @@ RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum
 RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(bounded, BOUNDED))
 RULES |= dict.fromkeys((p.exp_p, p.exp2_p), exponential)
-RULES |= {p.logistic_p: opaque(lambda *_: ONE.vague(), BOUNDED), p.erfc_p: vague}
+RULES |= {p.logistic_p: opaque(lambda *_: ONE.vague(), BOUNDED)}
+RULES |= {p.erfc_p: opaque(lambda *_: Scale(1).vague(), BOUNDED)}
 RULES |= {
     "one_minus_square": opaque(with_one(maximum, 2), DECAYING),  # of the newest JAX
     "polynomial": opaque(of_polynomial),

@@ -143,7 +143,8 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
         return _times_unknown(x, x), ""
     for one, other in ((x, y), (y, x)):
         if one.role == BOUNDED and other.role not in (BOUNDED, DECAYING):
-            return other.scale, GATE
+            bound = max(one.scale.bounds[1], 0) if one.scale else 0  # that of erfc is 2
+            return other.scale and other.scale.shifted(bound), GATE
         if one.role == GATE != other.role:
             return _times_unknown(one, other), ""
     roles = {x.role, y.role}
