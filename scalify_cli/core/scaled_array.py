@@ -96,6 +96,8 @@ def _leaf(x: Any, scale: Any) -> Any:
         return x
     x = jnp.asarray(x)
     exact = _known(_scale_of(x)) if scale is None else _round_down(scale)
+    if x.weak_type and not isinstance(exact, Tracer):  # as a Python number, whose dtype yields
+        return ScaledArray(x / float(exact), exact)
     wide = x.astype(wide_dtype(x.dtype))
     return ScaledArray((wide / jnp.asarray(exact, wide.dtype)).astype(x.dtype), exact)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from scalify_cli import as_scaled, scalify, unscale
+from scalify_cli.core import ScaledArray, as_scaled, scalify
 
 AVERAGE = jnp.full((256, 256), 1 / 256, jnp.float16)
 POSITIVE = jax.random.uniform(jax.random.key(0), (256, 256), jnp.float16, 0, 2 / 256)
@@ -38,13 +38,13 @@ def neighbours(x):
 PROGRAMS = {
     "averages": (repeated(lambda h, p: p @ h, 4), ROWS, AVERAGE),
     "relu network": (repeated(lambda h, w: jax.nn.relu(h @ w), 4), ROWS.T, POSITIVE),
-    "power of a matrix": (lambda p: jnp.linalg.matrix_power(p, 16), AVERAGE),
+    "power of a matrix": (lambda h, p: jnp.linalg.matrix_power(p, 16) @ h, ROWS, AVERAGE),
     "chain of matmuls": (lambda h, p: jnp.linalg.multi_dot([p, p, p, p, h]), ROWS, AVERAGE),
     "convolutions": (repeated(smoothed, 9), IMAGE),
     "rolls": (repeated(neighbours, 12), GRID),
     "thirds": (repeated(lambda h: (h + h + h) / 3, 12), GRID),
     "gradient of thirds": (
-        jax.grad(lambda h: repeated(lambda h: (h + h + h) / 3, 20)(h).sum()),
+        jax.grad(lambda h: jnp.square(repeated(lambda h: (h + h + h) / 3, 20)(h)).sum()),
         GRID,
     ),
     "means": (repeated(lambda h: jnp.broadcast_to(h.mean(0), h.shape) + 0 * h, 12), ROWS),
@@ -65,15 +65,62 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("shift", [-40, 0, 30])
-def test_float16_keeps_up_with_its_values(name, shift):
+def test_float16_keeps_up_with_what_it_sums(name, shift):
+    """All are linear in their first argument."""
     f, x, *others = PROGRAMS[name]
-    if name == "power of a matrix":
-        shift = 0
-    wide = [y.astype(jnp.float32) for y in (x, *others)]
-    wanted = np.asarray(f(wide[0], *wide[1:]), np.float64) * (
-        1 if name.startswith("gradient") else 2.0**shift
+    wanted = f(*(y.astype(jnp.float32) for y in (x, *others)))
+    moved = ScaledArray(x, 2.0**shift)
+    found = jax.jit(scalify(f))(moved, *map(as_scaled, others))
+    np.testing.assert_allclose(np.asarray(found) * 2.0**-shift, wanted, rtol=0.05)
+
+
+WEIGHTS = [jax.random.normal(key, (64, 64)) / 8 for key in jax.random.split(jax.random.key(1), 9)]
+
+
+def swiglu_network(weights, x):
+    for gate, up, down in zip(weights[::3], weights[1::3], weights[2::3], strict=True):
+        x = x + (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return jnp.mean(jnp.square(x))
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_gradients_where_weights_are_far_below_their_scale(scale):
+    x = jax.random.normal(jax.random.key(2), (32, 64))
+    wanted = jax.grad(swiglu_network)(WEIGHTS, x)
+    weights = as_scaled([w.astype(jnp.float16) for w in WEIGHTS], scale)
+    found = jax.jit(scalify(jax.grad(swiglu_network)))(weights, as_scaled(x.astype(jnp.float16)))
+    for ours, true in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(np.asarray(ours), true, atol=0.01 * float(jnp.abs(true).max()))
+
+
+@pytest.mark.parametrize("shift", [-40, 0, 40])
+def test_gates_of_gates(shift):
+    x, y, z = jnp.split(jax.random.uniform(jax.random.key(3), (3, 32), jnp.float16, 1, 2), 3)
+    f = lambda x, y, z: jax.nn.silu(x) * (jax.nn.silu(y) * z)  # noqa: E731
+    found = np.asarray(jax.jit(scalify(f))(as_scaled(x), as_scaled(y), ScaledArray(z, 2.0**shift)))
+    wanted = f(*(x.astype(jnp.float32) for x in (x, y, z)))
+    np.testing.assert_allclose(found * 2.0**-shift, wanted, rtol=2.0**-8)
+
+
+FAR = {
+    "exp": (lambda x: jnp.exp(x + 12), 0),
+    "small exp": (lambda x: jnp.exp(x - 30), 0),
+    "exp2": (lambda x: jnp.exp2(x + 40), 0),
+    "sigmoid": (lambda x: jax.nn.sigmoid(x - 30), 0),
+    "erfc": (lambda x: jax.scipy.special.erfc(x + 4), 0),
+    "a product with exp": (lambda x: x * x * jnp.exp(87 + 0 * x), -60),
+    "growth in a loop": (lambda x: lax.fori_loop(0, 75, lambda _, y: y * 4, x), -60),
+    "decay in a loop": (lambda x: lax.fori_loop(0, 85, lambda _, y: y * 0.25, x), 60),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_results_of_any_size(name, dtype):
+    f, exponent = FAR[name]
+    x = jnp.linspace(1, 1.875, 8).astype(dtype)
+    found = jax.jit(scalify(f))(ScaledArray(x, 2.0**exponent))
+    wanted = f(x.astype(jnp.float32) * 2.0**exponent)
+    np.testing.assert_allclose(
+        np.asarray(found), wanted, rtol=0.05 if dtype == "bfloat16" else 0.01
     )
-    moved = as_scaled(x)
-    moved = type(moved)(moved.data, moved.scale * 2.0**shift)
-    found = np.asarray(unscale(jax.jit(scalify(f))(moved, *map(as_scaled, others)), jnp.float32))
-    np.testing.assert_allclose(found, wanted, rtol=0.05)

@@ -128,6 +128,7 @@ def test_weak_types_are_the_functions():
     product, total = scalify(f)(weak, jnp.ones(2, jnp.float16))
     assert (product.dtype, total.dtype) == (jnp.float16, jnp.float32)
     check((product, total), (np.float32([6, 6]), np.float32(7)))
+    assert scalify(f)(as_scaled(2.5), jnp.ones(2, jnp.bfloat16))[0].dtype == jnp.bfloat16
 
 
 def test_shapes_alone_and_compilation_ahead_of_time():

@@ -39,8 +39,8 @@ from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 from scalify_cli.scales.scale import select as select_scale
 
-
-_MOST_ABOVE = 7  # binades that a bounded function is taken to be above its scale
+_MOST_ABOVE = 7
+"""Binades that a bounded function is taken to be above its scale."""
 
 
 def convert(equation, x):
@@ -88,7 +88,8 @@ def general_power(equation, x, y):
 
 
 def exponential(equation, x):
-    """Near 1 of what is below 0; of what is squared and negative it vanishes where that is large."""
+    """Near 1 of a softmax's differences; of what is squared and negative it vanishes where that is
+    large."""
     [y] = (at_one if x.role == BELOW else vague)(equation, x)
     return [replace(y, role=DECAYING if x.role == SQUARE else "")]
 
@@ -111,8 +112,7 @@ def with_one(choose, degree=1):
 
 
 def bounded(*scales):
-    """The smaller one of 1 and the operand's scale, which data far above it does not exceed by much:
-    it cannot exceed 1."""
+    """The smaller one of 1 and the operand's scale; data far above that is still at most 1."""
     scale = with_one(minimum)(*scales)
     return scale and scale.of_degree(scale.degree, min(scale.drift, _MOST_ABOVE))
 

@@ -26,8 +26,8 @@ from scalify_cli.scales.scale import ONE, chosen
 
 
 def sums(count):
-    """A sum of n independent terms grows by sqrt(n), one of squares by n; narrow ones are accumulated in
-    float32.
+    """A sum of n independent terms grows by sqrt(n), one of squares by n; narrow ones are added up
+    in float32.
 
     Args:
         count: the number of summed terms, from the equation's parameters and the operand's shape.
