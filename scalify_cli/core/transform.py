@@ -193,10 +193,10 @@ def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable
     primitive = equation.primitive
     scaled = any(isinstance(x, Scaled) for x in operands)
     uniform = [x for x in operands if isinstance(x, Uniform)]
-    anew = shard_level() and primitive.name in LOOPS  # as JAX does not track how its shards differ
-    if primitive.name in CALLS and (scaled or uniform or shard_level()):
+    untracked = shard_level() > 0  # programs of shards that JAX tracks would not fit
+    if primitive.name in CALLS and (scaled or uniform or untracked):
         return CALLS[primitive.name]
-    if scaled or anew:
+    if scaled or (untracked and primitive.name in LOOPS):
         own = getattr(primitive, "scale_rule", fallback)
         given = rules.get(primitive) or rules.get(primitive.name)
         return LOOPS.get(primitive.name) or given or own

@@ -32,7 +32,7 @@ from scalify_cli.scales.scale import ONE, Scale
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
 _FAR = 15
-"""Binades that stored data may be above its scale: FP16 holds 16."""
+"""Degree and drift together of a scale that data is stored at: FP16 holds 16 binades above it."""
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""

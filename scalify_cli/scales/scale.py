@@ -246,8 +246,8 @@ def maximum(scales: Sequence[Scale]) -> Scale:
             found = [x for x, (least, _) in zip(found, differences, strict=True) if least < 0]
             found.append(scale)
     whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
-    chosen = (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
-    return chosen.of_degree(*_doubt(scales))
+    largest = (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
+    return largest.of_degree(*_doubt(scales))
 
 
 def minimum(scales: Sequence[Scale]) -> Scale:

@@ -198,9 +198,9 @@ def _shifted(x: Scaled, by: Scale) -> Scaled:
 def agrees(scale: Callable[..., Scale | None]) -> Rule:
     """f of floats in one unit; ``scale(dtype, values)`` is what fits the result.
 
-    What is bounded stays so beside known numbers.
+    What is bounded stays so beside known numbers, and so do the largest of an array and what is
+    below it.
     """
-    stays = (BOUNDED, LARGEST, BELOW)
 
     def rule(equation: Any, *operands: Any) -> list[Any]:
         values = [x for x in operands if isinstance(x, Scaled)]
@@ -210,7 +210,7 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
         if not is_float(output):
             return [output]
         aval, roles = equation.outvars[0].aval, {x.role for x in values if x.number is None}
-        role = next((role for role in stays if roles == {role}), "")
+        role = roles.pop() if len(roles) == 1 and roles <= {BOUNDED, LARGEST, BELOW} else ""
         if equation.primitive is p.sub_p and values[1].role == LARGEST:
             role = BELOW
         if role == BOUNDED and equation.primitive is p.sub_p and values[0].number is not None:
