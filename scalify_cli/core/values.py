@@ -31,8 +31,9 @@ from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
-_FAR = 15
-"""Degree and drift together of a scale that data is stored at: FP16 holds 16 binades above it."""
+_FAR = 12
+"""Degree and drift together of a scale that data is stored at. FP16 holds 16 binades above it; the
+largest of an argument's values may be a few above its scale, which is their root mean square."""
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""
@@ -94,7 +95,7 @@ class Uniform:
         if self.value == 0 or not math.isfinite(self.value):
             return None
         below = floor_log2(abs(self.value))
-        return Scale(below, drift=math.log2(abs(self.value)) - below)
+        return Scale(below).shifted(0, math.log2(abs(self.value)) - below)
 
     def array(self, dtype: Any = None) -> Any:
         return lax.full(self.shape, self.value, dtype or self.dtype, sharding=self.sharding)
@@ -217,7 +218,8 @@ def sized(x: Scaled) -> Scaled:
     """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
     if x.scale is None or not is_narrow(x.dtype):
         return x
-    if x.scale.trusted and abs(x.scale.degree) + abs(x.scale.drift) <= _FAR:
+    drift = max(map(abs, x.scale.drift))
+    if x.scale.trusted and abs(x.scale.degree) + drift <= _FAR:
         return x
     return replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
 

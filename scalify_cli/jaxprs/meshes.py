@@ -29,8 +29,12 @@ def on_mesh_of(arguments: Sequence[Any]) -> AbstractContextManager:
     shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(arguments))
     meshes = {x.mesh for x in shardings if isinstance(x, NamedSharding)}
     tracked = [x for x in meshes if isinstance(x, Mesh) and AxisType.Explicit in x.axis_types]
-    seen = not jax.sharding.get_abstract_mesh().empty
-    return nullcontext() if seen or len(tracked) != 1 else jax.set_mesh(tracked[0])
+    if len(tracked) != 1 or not jax.sharding.get_abstract_mesh().empty:
+        return nullcontext()
+    try:
+        return jax.set_mesh(*tracked)
+    except ValueError:  # while tracing
+        return jax.sharding.use_abstract_mesh(tracked[0].abstract_mesh)
 
 
 def varying_as(x: Any, *others: Any) -> Any:

@@ -23,6 +23,7 @@ from scalify_cli.scales.settle import requested
 
 _MOST_PARTS = 24
 _TRUSTED, _VAGUE = 8, 1 << 10  # degrees
+NO_DRIFT = (0.0, 0.0)
 _serial = itertools.count()
 
 
@@ -61,7 +62,8 @@ class Scale:
     Args:
         degree: how many scales of arguments it is a product of. Data that is not near 1 in them is
             far from it in a product of many.
-        drift: how many binades above it the data is where all that was summed has one sign.
+        drift: the least and the most binades that the data has been moved above it by what made it
+            since its size was known, where all that was summed has one sign.
 
     Equal scales may differ in degree and drift.
     """
@@ -73,7 +75,7 @@ class Scale:
         constant: int = 0,
         terms: Iterable[tuple[Atom, int]] = (),
         degree: float = 0,
-        drift: float = 0,
+        drift: tuple[float, float] = NO_DRIFT,
     ):
         self.constant, self.degree, self.drift = constant, degree, drift
         self.terms = tuple(terms)  # in the order of their making
@@ -110,6 +112,11 @@ class Scale:
         least, most = (sum(pair[i] for pair in ends) for i in (0, 1))
         return self.constant + least, self.constant + most
 
+    @property
+    def reach(self) -> int:
+        """How many binades from 1 it is if none of its atoms is more than 40 from 1."""
+        return abs(self.constant) + 40 * sum(abs(n) for _, n in self.terms)
+
     def within(self, least: int, most: int) -> bool:
         """Whether it is known to be from 2**least to 2**most."""
         own = self.bounds
@@ -130,26 +137,29 @@ class Scale:
         terms = sorted((x for x in counts.items() if x[1]), key=lambda x: x[0].serial)
         vague = _VAGUE in (self.degree, other.degree)
         degree = _VAGUE if vague else self.degree + other.degree
-        return Scale(self.constant + other.constant, terms, degree, self.drift + other.drift)
+        drift = self.drift[0] + other.drift[0], self.drift[1] + other.drift[1]
+        return Scale(self.constant + other.constant, terms, degree, drift)
 
     def __pow__(self, n: int) -> "Scale":
         terms = ((atom, k * n) for atom, k in self.terms if n)
         degree = _VAGUE if n and self.degree == _VAGUE else self.degree * n
-        return Scale(self.constant * n, terms, degree, self.drift * n)
+        return Scale(self.constant * n, terms, degree, _times(self.drift, n))
 
     def __truediv__(self, other: "Scale") -> "Scale":
         return self * other**-1
 
-    def shifted(self, binades: int, drift: float = 0) -> "Scale":
-        """This scale times 2**binades, of data that is ``drift`` binades further above it."""
-        return Scale(self.constant + binades, self.terms, self.degree, self.drift + drift)
+    def shifted(self, binades: int, least: float = 0, most: float | None = None) -> "Scale":
+        """This scale times 2**binades, of data from ``least`` to ``most`` (the same, unless given)
+        binades further above it."""
+        drift = self.drift[0] + least, self.drift[1] + (least if most is None else most)
+        return Scale(self.constant + binades, self.terms, self.degree, drift)
 
     @property
     def trusted(self) -> bool:
         """Whether what propagation gives may be taken for the size of the data."""
         return abs(self.degree) <= _TRUSTED
 
-    def of_degree(self, degree: float, drift: float = 0) -> "Scale":
+    def of_degree(self, degree: float, drift: tuple[float, float] = NO_DRIFT) -> "Scale":
         """The same scale, known to be of another degree and drift."""
         same = (degree, drift) == (self.degree, self.drift)
         return self if same else Scale(self.constant, self.terms, degree, drift)
@@ -163,8 +173,8 @@ class Scale:
         degree = _VAGUE if self.degree == _VAGUE else self.degree / n
         if all(k % n == 0 for _, k in self.terms):
             terms = ((atom, k // n) for atom, k in self.terms)
-            return Scale(self.constant // n, terms, degree, self.drift / n)
-        return _derived(f"root {n}", [self]).of_degree(degree, self.drift / n)
+            return Scale(self.constant // n, terms, degree, _times(self.drift, 1 / n))
+        return _derived(f"root {n}", [self]).of_degree(degree, _times(self.drift, 1 / n))
 
     def parts(self) -> list["Scale"]:
         """Scales whose product it is, where float32 may not hold it: each of two atoms at most."""
@@ -247,7 +257,7 @@ def maximum(scales: Sequence[Scale]) -> Scale:
             found.append(scale)
     whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
     largest = (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
-    return largest.of_degree(*_doubt(scales))
+    return largest.of_degree(*_doubt(scales, largest))
 
 
 def minimum(scales: Sequence[Scale]) -> Scale:
@@ -262,9 +272,19 @@ def select(which: Any, first: Scale, second: Scale) -> Scale:
     return Scale(0, [(atom, 1)], *_doubt([first, second]))
 
 
-def _doubt(scales: Sequence[Scale]) -> tuple[float, float]:
-    """The degree and the drift of one of some scales, whichever it is."""
-    return max((x.degree for x in scales), key=abs), max((x.drift for x in scales), key=abs)
+def _doubt(
+    scales: Sequence[Scale], largest: Scale | None = None
+) -> tuple[float, tuple[float, float]]:
+    """The degree and the drift of one of some scales, whichever it is, or of all at the largest."""
+    below = [min((x / largest).bounds[1], 0) if largest else 0 for x in scales]
+    least = min(x.drift[0] for x, by in zip(scales, below, strict=True) if not by)
+    most = max(x.drift[1] + by for x, by in zip(scales, below, strict=True))
+    return max((x.degree for x in scales), key=abs), (least, max(least, most))
+
+
+def _times(drift: tuple[float, float], n: float) -> tuple[float, float]:
+    ends = drift[0] * n, drift[1] * n
+    return ends if n > 0 else ends[::-1]
 
 
 def chosen(scales: Iterable[Scale | None], choose: Callable = maximum) -> Scale | None:

@@ -11,6 +11,7 @@ from scalify_cli.core import ScaledArray, as_scaled, scalify
 AVERAGE = jnp.full((256, 256), 1 / 256, jnp.float16)
 POSITIVE = jax.random.uniform(jax.random.key(0), (256, 256), jnp.float16, 0, 2 / 256)
 GRID = jnp.linspace(1, 2, 16, dtype=jnp.float16).reshape(4, 4)
+HALF = jnp.full((4, 4), 0.5, jnp.float16)
 ROWS = jnp.linspace(1, 2, 256 * 4, dtype=jnp.float16).reshape(256, 4)
 IMAGE = jnp.linspace(1, 2, 256, dtype=jnp.float16).reshape(1, 1, 16, 16)
 
@@ -33,6 +34,12 @@ def smoothed(x):
 
 def neighbours(x):
     return sum(jnp.roll(x, shift, axis) for shift in (1, -1) for axis in (0, 1)) / 4
+
+
+def grown_and_shrunk(x):
+    grown = repeated(lambda h: h + h, 13)
+    shrunk = repeated(lambda h: h * 0.72, 28)(x)
+    return grown((grown(x) + shrunk) * 2.0**-13) * 2.0**-13
 
 
 PROGRAMS = {
@@ -58,6 +65,15 @@ PROGRAMS = {
     "segments": (
         lambda h: jax.ops.segment_sum(h, jnp.zeros(h.shape[0], int), 2),
         jnp.ones((1 << 17,), jnp.float16),
+    ),
+    "parts that grow and shrink": (grown_and_shrunk, GRID),
+    "gates": (repeated(lambda h, g: jax.nn.relu(h * jax.nn.sigmoid(g)), 24), GRID, 0 * GRID),
+    "erfc": (repeated(lambda h, g: jax.nn.relu(h * lax.erfc(g)), 24), GRID, 0 * GRID + 0.5),
+    "cosines": (repeated(lambda h, g: h * jnp.cos(g), 24), GRID, 0 * GRID + 1),
+    "angles": (repeated(lambda h, g: h * jnp.arccos(g), 8), GRID, 0 * GRID + 0.996),
+    "halves in a loop": (
+        lambda h: lax.fori_loop(0, 40, lambda _, h: h * HALF.astype(h.dtype), h),
+        GRID,
     ),
     "large weights": (repeated(lambda h, w: h @ w, 16), ROWS.T, POSITIVE * 16),
 }
@@ -100,6 +116,55 @@ def test_gates_of_gates(shift):
     found = np.asarray(jax.jit(scalify(f))(as_scaled(x), as_scaled(y), ScaledArray(z, 2.0**shift)))
     wanted = f(*(x.astype(jnp.float32) for x in (x, y, z)))
     np.testing.assert_allclose(found * 2.0**-shift, wanted, rtol=2.0**-8)
+
+
+X = jnp.linspace(-30, 30, 16, dtype=jnp.float16)
+EXPONENTIALS = {
+    "raised": lambda x: jnp.exp(x - x.max() + 20),
+    "of what is above": lambda x: jnp.exp(-(x - x.max()) * 0.5),
+    "less a part of the largest": lambda x: jnp.exp(x - 0.1 * x.max()),
+    "less the largest's negative": lambda x: jnp.exp(x + x.max()),
+    "of a distance": lambda x: jnp.exp(jnp.abs(x - x.max()) / 3),
+    "less another's largest": lambda x: jnp.exp(x - (x / 10).max()),
+    "less the largest": lambda x: jnp.exp(x - x.max()),
+    "of a softmax": jax.nn.softmax,
+}
+
+
+@pytest.mark.parametrize("name", EXPONENTIALS)
+def test_only_a_softmax_takes_its_exponentials_to_be_below_one(name):
+    f = EXPONENTIALS[name]
+    wanted = f(X.astype(jnp.float32))
+    found = np.asarray(jax.jit(scalify(f))(ScaledArray(X, 1.0)))
+    np.testing.assert_allclose(found, wanted, rtol=0.1, atol=2.0**-10 * float(wanted.max()))
+
+
+@pytest.mark.parametrize("shift", [-40, 26, 40])
+def test_data_is_not_left_far_from_its_unit(shift):
+    """The gradient of an RMS norm has its operand's third power and its reciprocal's."""
+
+    def f(x):
+        return jnp.sum((x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-30)) ** 3)
+
+    x = jax.random.normal(jax.random.key(0), (8, 16), jnp.float16)
+    found = np.asarray(jax.jit(scalify(jax.grad(f)))(ScaledArray(x, 2.0**shift)))
+    wanted = jax.grad(f)(x.astype(jnp.float32))
+    np.testing.assert_allclose(found * 2.0**shift, wanted, atol=2.0**-8 * float(wanted.max()))
+
+
+def test_additions_of_little_are_not_taken_for_growth():
+    f = repeated(lambda h, z: (h + z) * 0.75 * 0.75 / 0.5625, 40)
+    little = jnp.zeros((4, 4), jnp.float16).at[0, 0].set(1e-3)
+    found = jax.jit(scalify(f))(ScaledArray(GRID, 1.0), ScaledArray(little, 1.0))
+    wanted = f(GRID.astype(jnp.float32), little.astype(jnp.float32))
+    np.testing.assert_allclose(np.asarray(found), wanted, rtol=0.02)
+
+
+def test_a_bounded_function_of_what_has_outgrown_its_scale():
+    double = repeated(lambda h: h + h, 7)
+    f = lambda x: double(jnp.tanh(double(double(x))))  # noqa: E731
+    found = jax.jit(scalify(f))(ScaledArray(jnp.ones(4, jnp.float16), 2.0**-30))
+    np.testing.assert_allclose(np.asarray(found), np.full(4, 2.0**-9), rtol=2.0**-8)
 
 
 FAR = {

@@ -13,11 +13,11 @@ from scalify_cli.core.rules.families import (
     BELOW,
     BOUNDED,
     DECAYING,
-    LARGEST,
     MASK,
     MASKED,
     POSITIVE,
     SQUARE,
+    Largest,
     agrees,
     at_one,
     factors,
@@ -31,6 +31,7 @@ from scalify_cli.core.rules.families import (
     result,
     root,
     scale_free,
+    signed,
     smallest,
     vague,
 )
@@ -38,9 +39,6 @@ from scalify_cli.core.values import Scaled, aligned, at, promote, register, stor
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 from scalify_cli.scales.scale import select as select_scale
-
-_MOST_ABOVE = 7
-"""Binades that a bounded function is taken to be above its scale."""
 
 
 def convert(equation, x):
@@ -65,7 +63,7 @@ def select(equation, which, *cases):
     if jnp.ndim(which) or len({x.scale for x in cases} - {None}) != len(cases) or len(cases) > 2:
         [x] = picks()(equation, which, *cases)
         kind = MASK if all(x.number is not None for x in cases) else MASKED
-        masks = x.role != LARGEST and any(case.number == 0 for case in cases)
+        masks = not isinstance(x.role, Largest) and any(case.number == 0 for case in cases)
         return [replace(x, role=kind if masks else x.role)]
     aval, scale = equation.outvars[0].aval, select_scale(which, *(x.scale for x in cases))
     if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):
@@ -114,7 +112,10 @@ def with_one(choose, degree=1):
 def bounded(*scales):
     """The smaller one of 1 and the operand's scale; data far above that is still at most 1."""
     scale = with_one(minimum)(*scales)
-    return scale and scale.of_degree(scale.degree, min(scale.drift, _MOST_ABOVE))
+    if scale is None:
+        return None
+    least, most = scale.drift
+    return scale.of_degree(scale.degree, (least, max(min(most, -scale.bounds[0]), least)))
 
 
 def of_polynomial(*scales):
@@ -141,7 +142,8 @@ RULES: dict[Any, Callable] = {
     p.min_p: picks(1, 1),
     p.clamp_p: picks(-1, 0, 1),
 }
-RULES |= dict.fromkeys((p.neg_p, p.abs_p, p.copy_p, p.stop_gradient_p), passes_through)
+RULES |= dict.fromkeys((p.copy_p, p.stop_gradient_p), passes_through)
+RULES |= dict.fromkeys((p.neg_p, p.abs_p), signed)
 RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
 RULES |= dict.fromkeys(
     (
@@ -167,7 +169,8 @@ ANY_SIZE = (
 )
 RULES |= dict.fromkeys(SHRINKING, opaque(with_one(minimum)))
 RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum)))
-RULES |= dict.fromkeys(NEAR_ONE, at_one) | dict.fromkeys(ANY_SIZE, vague)
+RULES |= dict.fromkeys(NEAR_ONE, opaque(lambda *_: Scale(degree=3)))
+RULES |= dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(bounded, BOUNDED))
 RULES |= dict.fromkeys((p.exp_p, p.exp2_p), exponential)
 RULES |= {p.logistic_p: opaque(lambda *_: ONE.vague(), BOUNDED)}

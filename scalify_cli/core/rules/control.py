@@ -120,9 +120,14 @@ class Carry:
             self.form, array = leaving(x, alone=False)
             return array
         x = promote(x)
-        same = x.scale is not None and x.scale == self.scale and not x.scale.drift
-        x = stored(x if same else measured(at(x, ONE), x.dtype))
+        x = stored(x if self._keeps(x) else measured(at(x, ONE), x.dtype))
         return x.data, varying_as(jnp.asarray(x.scale.exponent(), jnp.int32), x.data)
+
+    def _keeps(self, x: Scaled) -> bool:
+        """Whether its size is that at the start of the iteration."""
+        own, new = self.scale, x.scale
+        kept = own is not None and new is not None and own == new
+        return kept and (own.degree, own.drift) == (new.degree, new.drift)
 
     def after(self, arrays: Any) -> Any:
         """The value that the loop ends with."""

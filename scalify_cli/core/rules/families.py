@@ -12,7 +12,7 @@ the outputs. For a function f of s*x:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -38,9 +38,17 @@ from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
 MASK, MASKED, SQUARE = "mask", "masked", "square"
-LARGEST, BELOW = "largest", "below"  # of an array's elements, and those less it
+BELOW = "below"  # what a softmax subtracts the largest from
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
+_REACH = 100  # binades from its unit that data in float32 may be
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
+
+
+@dataclass(frozen=True, eq=False)
+class Largest:
+    """The role of the largest of an array's elements."""
+
+    of: Any
 
 
 def result(aval: Any, data: Any, scale: Scale | None, unit: Scale = ONE, role: str = "") -> Scaled:
@@ -78,12 +86,13 @@ def factors(
 ) -> tuple[list[Scaled], Scale | None, Scale]:
     """What is to be multiplied, with the scale and the unit of the product.
 
-    The values are as they are, or true where their product would be of so many units, or of such
-    vague scales, that its data might not be a number of its dtype.
+    The values are as they are, or true where their product would be of so many units, so far from
+    its unit, or of such vague scales, that its data might not be a number of its dtype.
     """
     scale, unit = multiplied(values, powers)
     close = all(is_narrow(x.dtype) for x in values) or abs(unit.constant) <= NEAR
-    if close and unit.trusted and (scale is None or scale.trusted):
+    known = scale is None or (scale.trusted and (scale / unit).reach <= _REACH)
+    if close and unit.trusted and known:
         return list(values), scale, unit
     return list(map(true, values)), scale, ONE
 
@@ -91,6 +100,7 @@ def factors(
 def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Multiplication. A known power of two changes only the scale and the unit."""
     x, y = (y, x) if x.number is not None else (x, y)
+    x = x if y.number is None else _not_below(x, y.number > 0)
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [_shifted(x, by)]
     x, y = _factor(x), _factor(y)
@@ -105,7 +115,7 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
 def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """Division. A known power of two changes only the scale and the unit."""
     if (by := _power_of_two(y)) and _fills(equation, x):
-        return [_shifted(x, by**-1)]
+        return [_shifted(_not_below(x, True), by**-1)]
     (x, y), scale, unit = factors((x, _factor(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
     return [result(equation.outvars[0].aval, data, scale, unit)]
@@ -117,10 +127,21 @@ def _factor(x: Scaled) -> Scaled:
     if x.scale is None:
         return x
     if x.number is None:
-        drifts = not x.shape and is_narrow(x.dtype) and x.scale.drift
+        drifts = not x.shape and is_narrow(x.dtype) and any(x.scale.drift)
         return measured(register(x), x.dtype, x.unit) if drifts else x
     exact = math.log2(abs(x.number))
-    return replace(x, scale=Scale(round(exact), drift=exact - round(exact)))
+    return replace(x, scale=Scale(round(exact)).shifted(0, exact - round(exact)))
+
+
+def _not_below(x: Scaled, positive: bool) -> Scaled:
+    """x as what is not itself: no longer the largest of others, and below 0 perhaps."""
+    gone = isinstance(x.role, Largest) or (x.role == BELOW and not positive)
+    return replace(x, role="") if gone else x
+
+
+def signed(equation: Any, x: Scaled) -> list[Any]:
+    """neg and abs: what was below 0 is above."""
+    return passes_through(equation, _not_below(x, False))
 
 
 def power(equation: Any, x: Scaled) -> list[Any]:
@@ -143,8 +164,7 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
         return _times_unknown(x, x), ""
     for one, other in ((x, y), (y, x)):
         if one.role == BOUNDED and other.role not in (BOUNDED, DECAYING):
-            bound = max(one.scale.bounds[1], 0) if one.scale else 0  # that of erfc is 2
-            return other.scale and other.scale.shifted(bound), GATE
+            return _gated(other, one), GATE
         if one.role == GATE != other.role:
             return _times_unknown(one, other), ""
     roles = {x.role, y.role}
@@ -155,13 +175,22 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     return None, SQUARE if x.data is y.data else ""
 
 
+def _gated(x: Scaled, gate: Scaled) -> Scale | None:
+    """The scale of x, and of the largest number that the gate may be (2 for erfc)."""
+    if x.scale is None or gate.scale is None:
+        return None
+    least, most = gate.scale.bounds
+    bound = max(most, 0)
+    return x.scale.shifted(bound, max(least, -_ROOM) - bound - 1, most=0)
+
+
 def _times_unknown(x: Scaled, y: Scaled) -> Scale | None:
     """The scale of the first alone, from which their product is as far as the other's is from 1."""
     if x.scale is None or y.scale is None:
         return None
     both = x.scale * y.scale
-    drifts = (both.drift + max(min(end, _ROOM), -_ROOM) for end in y.scale.bounds)
-    return x.scale.of_degree(both.degree, max(drifts, key=abs))
+    least, most = (max(min(end, _ROOM), -_ROOM) for end in y.scale.bounds)
+    return x.scale.of_degree(both.degree, both.shifted(0, least, most).drift)
 
 
 def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None:
@@ -198,8 +227,7 @@ def _shifted(x: Scaled, by: Scale) -> Scaled:
 def agrees(scale: Callable[..., Scale | None]) -> Rule:
     """f of floats in one unit; ``scale(dtype, values)`` is what fits the result.
 
-    What is bounded stays so beside known numbers, and so do the largest of an array and what is
-    below it.
+    What is bounded stays so beside known numbers.
     """
 
     def rule(equation: Any, *operands: Any) -> list[Any]:
@@ -210,14 +238,18 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
         if not is_float(output):
             return [output]
         aval, roles = equation.outvars[0].aval, {x.role for x in values if x.number is None}
-        role = roles.pop() if len(roles) == 1 and roles <= {BOUNDED, LARGEST, BELOW} else ""
-        if equation.primitive is p.sub_p and values[1].role == LARGEST:
-            role = BELOW
-        if role == BOUNDED and equation.primitive is p.sub_p and values[0].number is not None:
-            role = DECAYING
+        role = BOUNDED if roles == {BOUNDED} else ""
+        if equation.primitive is p.sub_p:
+            role = _of_difference(role, *values)
         return [result(aval, output, scale(aval.dtype, values), unit, role)]
 
     return rule
+
+
+def _of_difference(role: Any, x: Scaled, y: Scaled) -> Any:
+    if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
+        return BELOW
+    return DECAYING if role and x.number is not None else role
 
 
 def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
@@ -227,7 +259,7 @@ def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
     scale = _vague_if(uncertain, chosen(x.scale for x in heard or values))
-    return scale and scale.shifted(0, drift=len(values) - 1 - sum(guards))
+    return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
 
 
 def smallest(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
@@ -284,7 +316,13 @@ def picks(*sides: int, joins: bool = False) -> Rule:
     rule = agrees(scale)
 
     def picked(equation: Any, *operands: Any) -> list[Any]:
-        return rule(equation, *(_mask(x) if isinstance(x, Scaled) else x for x in operands))
+        values = [_mask(x) if isinstance(x, Scaled) else x for x in operands]
+        [output] = rule(equation, *values)
+        floats = [x for x in values if isinstance(x, Scaled)]
+        role, *others = {x.role for x in floats if x.number is None} or {""}
+        below = not others and (isinstance(role, Largest) or role == BELOW)
+        keeps = below and all(x.number is None or x.number <= 0 for x in floats)
+        return [replace(output, role=role)] if keeps else [output]
 
     return picked
 

@@ -8,8 +8,8 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.rules.families import (
-    LARGEST,
     SQUARE,
+    Largest,
     factors,
     of_picked,
     of_sum,
@@ -43,7 +43,7 @@ def sums(count):
 
 def largest(equation, x):
     """It passes through; a softmax subtracts it."""
-    return [replace(y, role=LARGEST) for y in passes_through(equation, x)]
+    return [replace(y, role=Largest(x.data)) for y in passes_through(equation, x)]
 
 
 def reduce_product(equation, x):
@@ -67,7 +67,7 @@ def scatter(scale, sums=False):
         aval = equation.outvars[0].aval
         size = scale(aval.dtype, [operand, updates])
         if sums and size and isinstance(new.size, int):
-            size = size.shifted(0, drift=log2(max(prod(indices.shape[:-1]), 1)))
+            size = size.shifted(0, 0, most=log2(max(prod(indices.shape[:-1]), 1)))
         return [result(aval, _scattered(equation, data, new, indices), size, unit)]
 
     return rule
