@@ -248,7 +248,14 @@ def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
 
 
 def maximum(scales: Sequence[Scale]) -> Scale:
-    """The largest of some scales; what is surely not larger than others is left out."""
+    """The largest of some scales."""
+    differ = list(dict.fromkeys(scales))
+    largest = _largest(differ) if len(differ) > 1 else differ[0]
+    return largest.of_degree(*_doubt(scales, largest))
+
+
+def _largest(scales: Sequence[Scale]) -> Scale:
+    """The same; what is surely not larger than others is left out."""
     parts, found = list(map(_parts, scales)), []
     for scale in dict.fromkeys(itertools.chain(*parts)):
         differences = [(scale / x).bounds for x in found]
@@ -256,8 +263,7 @@ def maximum(scales: Sequence[Scale]) -> Scale:
             found = [x for x, (least, _) in zip(found, differences, strict=True) if least < 0]
             found.append(scale)
     whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
-    largest = (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
-    return largest.of_degree(*_doubt(scales, largest))
+    return (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
 
 
 def minimum(scales: Sequence[Scale]) -> Scale:
@@ -276,7 +282,11 @@ def _doubt(
     scales: Sequence[Scale], largest: Scale | None = None
 ) -> tuple[float, tuple[float, float]]:
     """The degree and the drift of one of some scales, whichever it is, or of all at the largest."""
-    below = [min((x / largest).bounds[1], 0) if largest else 0 for x in scales]
+    apart = [largest is not None and x != largest for x in scales]
+    below = [
+        min((x / largest).bounds[1], 0) if differs else 0
+        for x, differs in zip(scales, apart, strict=True)
+    ]
     least = min(x.drift[0] for x, by in zip(scales, below, strict=True) if not by)
     most = max(x.drift[1] + by for x, by in zip(scales, below, strict=True))
     return max((x.degree for x in scales), key=abs), (least, max(least, most))
