@@ -251,7 +251,8 @@ def maximum(scales: Sequence[Scale]) -> Scale:
     """The largest of some scales."""
     differ = list(dict.fromkeys(scales))
     largest = _largest(differ) if len(differ) > 1 else differ[0]
-    return largest.of_degree(*_doubt(scales, largest))
+    below = [0 if x == largest else min((x / largest).bounds[1], 0) for x in scales]
+    return largest.of_degree(*_doubt(scales, below))
 
 
 def _largest(scales: Sequence[Scale]) -> Scale:
@@ -279,22 +280,22 @@ def select(which: Any, first: Scale, second: Scale) -> Scale:
 
 
 def _doubt(
-    scales: Sequence[Scale], largest: Scale | None = None
+    scales: Sequence[Scale], below: Sequence[float] = ()
 ) -> tuple[float, tuple[float, float]]:
-    """The degree and the drift of one of some scales, whichever it is, or of all at the largest."""
-    apart = [largest is not None and x != largest for x in scales]
-    below = [
-        min((x / largest).bounds[1], 0) if differs else 0
-        for x, differs in zip(scales, apart, strict=True)
-    ]
-    least = min(x.drift[0] for x, by in zip(scales, below, strict=True) if not by)
-    most = max(x.drift[1] + by for x, by in zip(scales, below, strict=True))
+    """The degree and the drift of one of some scales, whichever it is.
+
+    Args:
+        below: of a scale that is theirs together, how far (0 or less) each is below it at least.
+    """
+    pairs = list(zip(scales, below or [0] * len(scales), strict=True))
+    least = min(x.drift[0] for x, by in pairs if not by)
+    most = max(x.drift[1] + by for x, by in pairs)
     return max((x.degree for x in scales), key=abs), (least, max(least, most))
 
 
 def _times(drift: tuple[float, float], n: float) -> tuple[float, float]:
     ends = drift[0] * n, drift[1] * n
-    return ends if n > 0 else ends[::-1]
+    return min(ends), max(ends)
 
 
 def chosen(scales: Iterable[Scale | None], choose: Callable = maximum) -> Scale | None:

@@ -126,8 +126,9 @@ class Carry:
     def _keeps(self, x: Scaled) -> bool:
         """Whether its size is that at the start of the iteration."""
         own, new = self.scale, x.scale
-        kept = own is not None and new is not None and own == new
-        return kept and (own.degree, own.drift) == (new.degree, new.drift)
+        if own is None or new is None or own != new:
+            return False
+        return (own.degree, own.drift) == (new.degree, new.drift)
 
     def after(self, arrays: Any) -> Any:
         """The value that the loop ends with."""
@@ -268,8 +269,8 @@ def shard_map(equation, *operands, run):
     params = equation.params
     closed = jex.ClosedJaxpr(params["jaxpr"], ())
     forms: list[Any] = []
-    scaled = [x for x in operands if isinstance(x, Scaled) and x.scale is not None]
-    sources = sources_of(scale for x in scaled for scale in (x.scale, x.unit))
+    scaled = [x for x in operands if isinstance(x, Scaled)]
+    sources = sources_of(scale for x in scaled for scale in (x.scale or ONE, x.unit))
 
     def body(arrays, exponents):
         own = map(_shard, params["jaxpr"].invars, operands, arrays)

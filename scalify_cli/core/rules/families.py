@@ -377,10 +377,10 @@ def root(n: int, function: Callable) -> Rule:
     return rule
 
 
-def of_terms(scale: Scale | None, count: int, squares: bool = False) -> Scale | None:
-    """The scale of a sum of terms of a scale: theirs times the power of two at or below the square
-    root of their count, or at or below that where none is negative."""
-    if scale is None or not isinstance(count, int) or count < 1:  # symbolic, or none
-        return scale
+def of_terms(count: int, squares: bool = False) -> Scale:
+    """The scale of a sum of terms of scale 1: the power of two at or below the square root of their
+    count, or at or below that where none is negative."""
+    if not isinstance(count, int) or count < 1:  # symbolic, or none
+        return ONE
     grown = math.floor(math.log2(count) / (1 if squares else 2))
-    return scale.shifted(grown, math.log2(count) - grown)
+    return Scale(grown).shifted(0, math.log2(count) - grown)

@@ -36,7 +36,7 @@ def contraction(size):
             params["precision"] = None  # says how wide to accumulate, which is settled here
         [product] = bind(equation, [*data, *map(plain, others)], **params)
         scale, unit = multiplied(values, (1, 1))
-        grown = of_terms(scale, size(equation.params, *data))
+        grown = scale and scale * of_terms(size(equation.params, *data))
         found = result(aval, product, grown, unit)
         return [found if is_narrow(aval.dtype) else true(found)]
 

@@ -28,7 +28,7 @@ def collective(sums=False):
 
     def rule(equation, *operands):
         axes = _axes(equation.params)
-        grown = of_terms(ONE, _group_size(equation.params, axes)) if sums else ONE
+        grown = of_terms(_group_size(equation.params, axes)) if sums else ONE
         values = [_grown(_shared(x, axes), grown) if isinstance(x, Scaled) else x for x in operands]
         return passes_through(equation, *values)
 

@@ -35,7 +35,8 @@ def sums(count):
 
     def rule(equation, x):
         [total] = bind(equation, [register(x)])
-        scale = of_terms(x.scale, prod(count(equation.params, x.shape)), x.role == SQUARE)
+        grown = of_terms(prod(count(equation.params, x.shape)), x.role == SQUARE)
+        scale = x.scale and x.scale * grown
         return [result(equation.outvars[0].aval, total, scale, x.unit)]
 
     return rule
