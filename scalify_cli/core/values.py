@@ -9,7 +9,8 @@ between two matmuls. In arithmetic they need not be. A dtype with float32's rang
 add x at 2**5 and y at 2**-9: it holds true values, in the unit 1 or in one near it that is known
 while tracing, and computes what plain JAX does.
 Narrow dtypes compute in float32, in units that multiply as values do, and what is stored is brought
-to its scale; where propagation says too little of a value's size, that is measured first.
+to its scale; where propagation says too little of a value's size, or what made it may have moved it
+far from its scale, that is measured first.
 """
 
 import functools
@@ -57,7 +58,7 @@ class Scaled:
     unit: Scale = None  # type: ignore[assignment]
     dtype: Any = None
     loose: bool = False
-    role: str = ""
+    role: Any = ""
     number: float | None = None
 
     def __post_init__(self):

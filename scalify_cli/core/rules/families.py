@@ -134,7 +134,7 @@ def _factor(x: Scaled) -> Scaled:
 
 
 def _not_below(x: Scaled, positive: bool) -> Scaled:
-    """x as what is not itself: no longer the largest of others, and below 0 perhaps."""
+    """x once a sign or a factor is another: not the largest any more, nor surely below 0."""
     gone = isinstance(x.role, Largest) or (x.role == BELOW and not positive)
     return replace(x, role="") if gone else x
 
