@@ -95,8 +95,7 @@ class Uniform:
         """The power of two at or below it; any scale for zero, infinities and NaN."""
         if self.value == 0 or not math.isfinite(self.value):
             return None
-        below = floor_log2(abs(self.value))
-        return Scale(below).shifted(0, math.log2(abs(self.value)) - below)
+        return Scale.beside(math.log2(abs(self.value)), floor_log2(abs(self.value)))
 
     def array(self, dtype: Any = None) -> Any:
         return lax.full(self.shape, self.value, dtype or self.dtype, sharding=self.sharding)

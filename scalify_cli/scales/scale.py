@@ -89,6 +89,11 @@ class Scale:
         """
         return Scale(0, [(Atom(exponent, bounds=(-bound, bound)), 1)], 1)
 
+    @staticmethod
+    def beside(exact: float, constant: int) -> "Scale":
+        """2**constant, of data that is 2**exact."""
+        return Scale(constant, drift=(exact - constant, exact - constant))
+
     @property
     def static(self) -> bool:
         """Whether the scale is known while tracing."""

@@ -130,7 +130,7 @@ def _factor(x: Scaled) -> Scaled:
         drifts = not x.shape and is_narrow(x.dtype) and any(x.scale.drift)
         return measured(register(x), x.dtype, x.unit) if drifts else x
     exact = math.log2(abs(x.number))
-    return replace(x, scale=Scale(round(exact)).shifted(0, exact - round(exact)))
+    return replace(x, scale=Scale.beside(exact, round(exact)))
 
 
 def _not_below(x: Scaled, positive: bool) -> Scaled:
@@ -382,5 +382,5 @@ def of_terms(count: int, squares: bool = False) -> Scale:
     count, or at or below that where none is negative."""
     if not isinstance(count, int) or count < 1:  # symbolic, or none
         return ONE
-    grown = math.floor(math.log2(count) / (1 if squares else 2))
-    return Scale(grown).shifted(0, math.log2(count) - grown)
+    exact = math.log2(count)
+    return Scale.beside(exact, math.floor(exact if squares else exact / 2))
