@@ -65,7 +65,10 @@ class _Line:
     signals: Signals
     running: dict[Task, subprocess.Popen] = field(default_factory=dict)
     heeded: int = 0
-    began: float = field(default_factory=time.time)
+    words: dict[Task, int | None] = field(init=False)
+
+    def __post_init__(self):
+        self.words = {task: _word(task) for task in self.waiting}
 
     def events(self) -> Iterator[Event]:
         """Everything that happens, until nothing waits and nothing runs."""
@@ -85,7 +88,7 @@ class _Line:
         )  # a place is free before its run's end is noticed
         while self.waiting and len(self.running) < most and not self.signals.count:
             task = self.waiting[0]
-            if _is_cancelled(task, self.began):
+            if _word(task) not in (None, self.words[task]):
                 yield Event("skipped", self.waiting.popleft(), message="cancelled")
                 continue
             try:
@@ -144,12 +147,15 @@ def _start(task: Task, place: Place, locks: Sequence[int]) -> subprocess.Popen:
         )
 
 
-def _is_cancelled(task: Task, began: float) -> bool:
-    """Whether somebody has left word in the run's directory that it is not to start."""
+def _word(task: Task) -> int | None:
+    """When somebody left word in the run's directory that it is not to start; None: nobody has.
+
+    In nanoseconds by the clock of the file system, which may be behind this machine's.
+    """
     try:
-        return (task.path / CANCEL).stat().st_mtime >= began
+        return (task.path / CANCEL).stat().st_mtime_ns
     except OSError:
-        return False
+        return None
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:

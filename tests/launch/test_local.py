@@ -133,6 +133,13 @@ def test_a_task_that_somebody_cancels_is_not_started(folder):
     assert not (later.path / "began").exists()
 
 
+def test_the_word_of_a_file_system_whose_clock_is_behind_counts(folder):
+    later = shell(folder, "later", "touch began")
+    word = later.path / "cancel"
+    first = shell(folder, "first", f"mkdir -p {later.path}; touch -t 200001010000 {word}")
+    assert codes(launch(folder, [first, later], jobs=1)) == {"first": 0}
+
+
 def test_an_old_word_of_cancelling_does_not_count(folder):
     task = shell(folder, "a", "true")
     task.path.mkdir()
