@@ -87,11 +87,10 @@ def scalify(f: Callable, rules: Mapping[Any, Callable] = RULES) -> Callable:
 
     @functools.wraps(f)
     def scaled(*args: Any, **kwargs: Any) -> Any:
-        with without_collection():
+        with without_collection(), on_mesh_of((args, kwargs)):
             program = trace_call(f, args, kwargs, is_scaled)
             if any(is_scaled(x) for x in program.arguments):
-                with on_mesh_of(program.arguments):
-                    return program.rebuild(propagate(program, rules))
+                return program.rebuild(propagate(program, rules))
         return f(*args, **kwargs)
 
     return scaled

@@ -27,7 +27,13 @@ from jax.core import Tracer
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2, log2_floor
+from scalify_cli.scales.powers import (
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    floor_log2,
+    log2_floor,
+    power_floor,
+)
 from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
@@ -131,11 +137,7 @@ def leave(x: Any) -> Any:
         return plain(x)
     x = held(sized(x))
     factor = (x.scale or Scale(MIN_EXPONENT)).factor()
-    if x.scale is None or x.unit != ONE or x.scale.static:
-        data = stored(x).data
-    else:  # what leaves is what divides: it is not asked for twice
-        data = cast(lax.div(register(x), cast(factor, register_dtype(x.dtype))), x.dtype)
-    return ScaledArray.tree_unflatten(None, (data, jnp.float32(factor)))
+    return ScaledArray.tree_unflatten(None, (stored(x).data, jnp.float32(factor)))
 
 
 def held(x: Scaled) -> Scaled:
@@ -178,10 +180,8 @@ def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
 
     def largest() -> Any:
         sizes = lax.select(lax.is_finite(data), lax.abs(data), lax.full_like(data, 0))
-        exponent = log2_floor(cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32))
-        return Scale.unknown(
-            exponent if is_narrow(dtype) else lax.max(exponent, np.int32(WIDE_ZEROS))
-        )
+        largest = cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32)
+        return Scale.unknown(power_floor(largest, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS))
 
     return Scaled(data, (once(data, "measured", largest) * unit).of_degree(1), unit, dtype)
 
@@ -214,6 +214,13 @@ def times(data: Any, scale: Scale) -> Any:
     return once(data, scale, lambda: lax.mul(data, cast(scale.factor(), data.dtype)))
 
 
+def over(data: Any, scale: Scale) -> Any:
+    """``data / scale``: by a division, so that XLA does not make data again for each reader."""
+    if scale.static:
+        return times(data, scale**-1)
+    return once(data, scale**-1, lambda: lax.div(data, cast(scale.factor(), data.dtype)))
+
+
 def sized(x: Scaled) -> Scaled:
     """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
     if x.scale is None or not is_narrow(x.dtype):
@@ -231,7 +238,8 @@ def stored(x: Scaled, dtype: Any = None) -> Scaled:
         return x
     x = sized(x)
     unit = x.scale or ONE
-    return replace(x, data=cast(at(x, unit), dtype), unit=unit)
+    data = register(x) if x.scale is None else over(register(x), unit / x.unit)
+    return replace(x, data=cast(data, dtype), unit=unit)
 
 
 def true_values(x: Any) -> Any:

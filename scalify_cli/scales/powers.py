@@ -42,6 +42,14 @@ def log2_floor(x: Any) -> Any:
     return lax.clamp(np.int32(MIN_EXPONENT), exponent, np.int32(MAX_EXPONENT))
 
 
+def power_floor(x: Any, least: int = MIN_EXPONENT) -> Any:
+    """The power of two at or below a positive x (float32), from 2**least to the largest scale."""
+    bits = lax.bitwise_and(lax.bitcast_convert_type(x, jnp.int32), np.int32(0x7F800000))
+    inverse = lax.bitcast_convert_type(lax.sub(np.int32(0x7F000000), bits), jnp.float32)
+    low, high = (np.float32(2.0**n) for n in (-MAX_EXPONENT, -least))
+    return lax.div(np.float32(1), lax.clamp(low, inverse, high))
+
+
 def floor_log2(number: float) -> int:
     """The same of a positive number that is known while tracing, without bounds."""
     return math.frexp(number)[1] - 1

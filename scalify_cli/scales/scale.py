@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from scalify_cli.jaxprs.meshes import here
 from scalify_cli.jaxprs.tracing import level, once
-from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT
+from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT, exponent_of_power
 from scalify_cli.scales.rules import RULES
 from scalify_cli.scales.settle import requested
 
@@ -201,7 +203,7 @@ class Scale:
 
     def exponent(self) -> Any:
         """log2 of the scale: a Python int, or an int32 scalar."""
-        return self.constant if self.static else self._requested(float=False)
+        return self.constant if self.static else exponent_of_power(self.factor())
 
     def factor(self) -> Any:
         """The scale as a float: Python's when static, else a float32 scalar.
@@ -210,13 +212,16 @@ class Scale:
         """
         if self.static:
             return math.ldexp(1, min(max(self.constant, MIN_EXPONENT), BIAS))
-        given = self.alone and self.alone.array
-        if given is not None and given.dtype == jnp.float32:
-            return here(given)
-        return self._requested(float=True)
+        if (given := self._given()) is not None:
+            return given
+        if (inverse := (self**-1)._given()) is not None:
+            return once(inverse, "inverse", lambda: lax.div(np.float32(1), inverse))
+        return once(self.terms[0][0], self, lambda: requested(self))
 
-    def _requested(self, float: bool) -> Any:
-        return once(self.terms[0][0], (self, float), lambda: requested(self, float))
+    def _given(self) -> Any:
+        """The float32 scalar that it is, if it came from outside as one."""
+        given = self.alone and self.alone.array
+        return here(given) if given is not None and given.dtype == jnp.float32 else None
 
 
 ONE = Scale()

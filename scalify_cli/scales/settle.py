@@ -28,30 +28,30 @@ _MOST_KEPT = 64
 
 
 class Request:
-    """A scale needed at run time, as an int32 exponent or as a float32 factor.
+    """A scale needed at run time, as a float32 factor.
 
     It is a parameter of an equation, which JAX hashes and keeps: each is one of its own.
     """
 
-    def __init__(self, scale: Any, float: bool):
-        self.scale, self.float = scale, float
+    def __init__(self, scale: Any):
+        self.scale = scale
         self.sources = list({x: None for atom, _ in scale.terms for x in atom.sources})
 
 
 def _type(first: Any, *_: Any, asked: Request) -> Any:
-    dtype = jnp.dtype(jnp.float32 if asked.float else jnp.int32)
+    dtype = jnp.dtype(jnp.float32)
     return first.update(dtype=dtype) if varying_axes(first) else ShapedArray((), dtype)
 
 
-exponent_p = jex.Primitive("exponent")
-exponent_p.def_abstract_eval(_type)
+factor_p = jex.Primitive("factor")
+factor_p.def_abstract_eval(_type)
 
 
-def requested(scale: Any, float: bool) -> Any:
+def requested(scale: Any) -> Any:
     """A scale at run time, once it is settled."""
-    request = Request(scale, float)
+    request = Request(scale)
     arrays = [atom.array for atom in request.sources]
-    return exponent_p.bind(*(varying_as(x, *arrays) for x in arrays), asked=request)
+    return factor_p.bind(*(varying_as(x, *arrays) for x in arrays), asked=request)
 
 
 def settled(f: Callable, shards: bool = False) -> Callable:
@@ -75,7 +75,7 @@ def settled(f: Callable, shards: bool = False) -> Callable:
 
 
 def _asks(equation: jex.JaxprEqn) -> bool:
-    return equation.primitive is exponent_p
+    return equation.primitive is factor_p
 
 
 class _Requests:
@@ -138,12 +138,8 @@ class _Exponents:
         self._include([atom for atom in self.given if atom not in self.place])
         for atoms in self._levels(request.scale for request in requests):
             self._append(self._made(atoms), atoms)
-        requests = sorted(requests, key=lambda request: not request.float)
-        count = sum(request.float for request in requests)
-        sums = self._sums([request.scale for request in requests], inverse=count)
-        floats, exponents = lax.split(sums, (count, sums.size - count))
-        values = [*jnp.unstack(inverse_exp2(floats)), *jnp.unstack(exponents)]
-        return dict(zip(requests, values, strict=True))
+        codes = self._sums([request.scale for request in requests], inverse=True)
+        return dict(zip(requests, jnp.unstack(inverse_exp2(codes)), strict=True))
 
     def _include(self, atoms: Sequence[Any]) -> None:
         """Adds what came from outside: float32 scales, then int32 exponents."""
@@ -178,14 +174,14 @@ class _Exponents:
         columns = [scale for scales in zip(*padded, strict=True) for scale in scales]
         return RULES[atoms[0].rule].of_rows(self._sums(columns).reshape(count, -1))
 
-    def _sums(self, scales: Sequence[Any], inverse: int = 0) -> Any:
+    def _sums(self, scales: Sequence[Any], inverse: bool = False) -> Any:
         """The exponents of some scales: one product of the vector and a constant matrix.
 
         It gives the vector anew too, unless that is long, because XLA computes again in each reader
         what is no product.
 
         Args:
-            inverse: how many are wanted as the codes of ``inverse_exp2``.
+            inverse: whether the codes of ``inverse_exp2`` are wanted.
         """
         known, wanted = self.vector.size, len(scales)
         kept = known if known <= _MOST_KEPT else 0
@@ -195,9 +191,9 @@ class _Exponents:
             matrix[0, column] = scale.constant
             for atom, n in scale.terms:
                 matrix[self.place[atom], column] = n
-        codes = slice(kept, kept + inverse)
-        matrix[:, codes] *= -1
-        matrix[0, codes] += BIAS + 1
+        if inverse:
+            matrix[:, kept:] *= -1
+            matrix[0, kept:] += BIAS + 1
         vector, sums = lax.split(lax.dot(self.vector, matrix), (kept, wanted))
         self.vector = vector if kept else self.vector
         return sums

@@ -179,22 +179,28 @@ def masked(x, y):
     zeros = lax.pcast(jnp.zeros(2, y.dtype), "i", to="varying")
     return x * lax.scan(lambda c, row: (c + row, None), zeros, y)[0]
 
-programs = [
+shards = [
     lambda x, y: x + x * x,
     lambda x, y: x - lax.pmean(x, "i"),
     lambda x, y: lax.scan(lambda c, row: (c * row, jnp.sin(c)), x[0], x)[1],
     lambda x, y: lax.cond(lax.axis_index("i") > 0, lambda: x * x, lambda: x + 1),
     masked,
 ]
+wholes = [
+    lambda x, y: jnp.where(x > 0, x, 1.0),
+    lambda x, y: jnp.exp(x) * jnp.sum(y),
+    lambda x, y: jax.nn.logsumexp(x, axis=-1),
+    lambda x, y: lax.fori_loop(0, 3, lambda _, carry: carry * y, x),
+]
 for kind in (AxisType.Explicit, AxisType.Auto):
     mesh = jax.make_mesh((2,), ("i",), axis_types=(kind,))
     lie = NamedSharding(mesh, P("i"))
     x = jax.device_put(jnp.float16([[3, 1], [-2, 4], [1, 0.5], [2, -1]]), lie)
     y = 2 * x
-    for program in programs:
+    of_shards = lambda f: jax.shard_map(f, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    for f in (*map(of_shards, shards), *wholes):
         for dtype in (jnp.float16, jnp.float32):
-            f = jax.shard_map(program, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
-            for call in (jax.jit(scalify(f)), *([scalify(f)] if kind == AxisType.Auto else [])):
+            for call in (jax.jit(scalify(f)), scalify(f)):
                 got = unscale(call(as_scaled(x.astype(dtype)), y.astype(dtype)), jnp.float32)
                 wanted = f(x.astype(jnp.float32), y.astype(jnp.float32))
                 np.testing.assert_allclose(got, wanted, rtol=2.0**-9)

@@ -18,10 +18,10 @@ from scalify_cli.core.rules.families import (
     POSITIVE,
     SQUARE,
     Largest,
+    added,
     agrees,
     at_one,
     factors,
-    of_sum,
     opaque,
     passes_through,
     picks,
@@ -33,6 +33,7 @@ from scalify_cli.core.rules.families import (
     scale_free,
     signed,
     smallest,
+    subtracted,
     vague,
 )
 from scalify_cli.core.values import Scaled, aligned, at, promote, register, stored
@@ -145,13 +146,13 @@ RULES: dict[Any, Callable] = {
 RULES |= dict.fromkeys((p.copy_p, p.stop_gradient_p), passes_through)
 RULES |= dict.fromkeys((p.neg_p, p.abs_p), signed)
 RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
+RULES |= dict.fromkeys((p.add_p, p.add_jaxvals_p), added)
 RULES |= dict.fromkeys(
     (
-        *(p.add_p, p.sub_p, p.add_jaxvals_p),
-        *(p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
+        *(p.sub_p, p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
         *(p.eq_to_p, p.lt_to_p, p.le_to_p),
     ),
-    agrees(of_sum),
+    subtracted,
 )
 SHRINKING = (
     *(p.sin_p, p.tanh_p, p.erf_p, p.erf_inv_p, p.log1p_p, p.bessel_i1e_p),

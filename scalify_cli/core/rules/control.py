@@ -34,7 +34,7 @@ from scalify_cli.core.values import (
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
 from scalify_cli.jaxprs.meshes import varying_as
 from scalify_cli.jaxprs.tracing import level
-from scalify_cli.scales.powers import MIN_EXPONENT, exp2
+from scalify_cli.scales.powers import MAX_EXPONENT
 from scalify_cli.scales.scale import ONE, Scale, maximum, read_as, sources_of
 from scalify_cli.scales.settle import settled
 
@@ -57,7 +57,8 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     x = sized(replace(promote(x), loose=not isinstance(x, Scaled) or x.loose))
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
-        return replace(x, data=None, scale=UNKNOWN), (stored(x).data, x.scale.exponent())
+        x = stored(x)
+        return replace(x, data=None, scale=UNKNOWN), (x.data, x.scale.factor())
     x = stored(x) if narrow and known and alone else x
     if not alone or x.unit.level == level():
         x = true(x)
@@ -80,11 +81,11 @@ def arrived(form: Any, array: Any) -> Any:
     return replace(found, loose=form.loose)
 
 
-def _joined(data: Any, exponents: Any) -> Scaled:
-    """A stack of data that each have an exponent, at the largest."""
-    largest = lax.max(lax.reduce_max(exponents, (0,)), np.int32(MIN_EXPONENT))
-    factors = lax.broadcast_in_dim(exp2(exponents - largest), data.shape, (0,))
-    rows = lax.mul(cast(data, jnp.float32), factors)
+def _joined(data: Any, scales: Any) -> Scaled:
+    """A stack of data that each have a scale, at the largest."""
+    largest = lax.reduce_max(scales, (0,))
+    above = lax.min(lax.div(largest, scales), np.float32(2.0**MAX_EXPONENT))
+    rows = lax.div(cast(data, jnp.float32), lax.broadcast_in_dim(above, data.shape, (0,)))
     return Scaled(cast(rows, data.dtype), Scale.unknown(largest))
 
 
@@ -121,7 +122,7 @@ class Carry:
             return array
         x = promote(x)
         x = stored(x if self._keeps(x) else measured(at(x, ONE), x.dtype))
-        return x.data, varying_as(jnp.asarray(x.scale.exponent(), jnp.int32), x.data)
+        return x.data, varying_as(jnp.float32(x.scale.factor()), x.data)
 
     def _keeps(self, x: Scaled) -> bool:
         """Whether its size is that at the start of the iteration."""

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.values import (
@@ -224,11 +223,9 @@ def _shifted(x: Scaled, by: Scale) -> Scaled:
     return replace(x, data=times(x.data, by), scale=scale)
 
 
-def agrees(scale: Callable[..., Scale | None]) -> Rule:
-    """f of floats in one unit; ``scale(dtype, values)`` is what fits the result.
-
-    What is bounded stays so beside known numbers.
-    """
+def agrees(scale: Callable[..., Scale | None], role: Callable[..., Any] = lambda *_: "") -> Rule:
+    """f of floats in one unit; ``scale(dtype, *values)`` is what fits the result, ``role(*values)``
+    what products make of it."""
 
     def rule(equation: Any, *operands: Any) -> list[Any]:
         values = [x for x in operands if isinstance(x, Scaled)]
@@ -237,22 +234,13 @@ def agrees(scale: Callable[..., Scale | None]) -> Rule:
         [output] = bind(equation, [next(own) if isinstance(x, Scaled) else x for x in operands])
         if not is_float(output):
             return [output]
-        aval, roles = equation.outvars[0].aval, {x.role for x in values if x.number is None}
-        role = BOUNDED if roles == {BOUNDED} else ""
-        if equation.primitive is p.sub_p:
-            role = _of_difference(role, *values)
-        return [result(aval, output, scale(aval.dtype, values), unit, role)]
+        aval = equation.outvars[0].aval
+        return [result(aval, output, scale(aval.dtype, *values), unit, role(*values))]
 
     return rule
 
 
-def _of_difference(role: Any, x: Scaled, y: Scaled) -> Any:
-    if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
-        return BELOW
-    return DECAYING if role and x.number is not None else role
-
-
-def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     """The largest; a wide dtype holds what a small known number is added to at its own scale. What
     is masked may be the smaller term alone."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
@@ -262,7 +250,28 @@ def of_sum(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
     return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
 
 
-def smallest(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+def _role(values: Sequence[Scaled]) -> Any:
+    """That of all that are not known numbers, if it is the same."""
+    role, *others = {x.role for x in values if x.number is None} or {""}
+    return "" if others else role
+
+
+def _of_bounded(*values: Scaled) -> str:
+    """What is bounded stays so beside known numbers."""
+    return BOUNDED if _role(values) == BOUNDED else ""
+
+
+def _of_difference(x: Scaled, y: Scaled) -> str:
+    if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
+        return BELOW
+    role = _of_bounded(x, y)
+    return DECAYING if role and x.number is not None else role
+
+
+added, subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
+
+
+def smallest(dtype: Any, *values: Scaled) -> Scale | None:
     """The smallest scale of the operands."""
     return chosen((x.scale for x in values), minimum)
 
@@ -275,7 +284,7 @@ def of_picked(*sides: int) -> Callable[..., Scale | None]:
             has no say where 0 is within it: beyond the data's range it does nothing.
     """
 
-    def scale(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+    def scale(dtype: Any, *values: Scaled) -> Scale | None:
         arrays = chosen(x.scale for x in values if x.number is None)
         sided = zip(values, [*sides, *[0] * len(values)], strict=False)
         numbers = [x for x, side in sided if x.number is not None and not x.number * side > 0]
@@ -307,30 +316,27 @@ def picks(*sides: int, joins: bool = False) -> Rule:
         joins: whether all elements are in the result, as of pad and concatenate.
     """
 
-    def scale(dtype: Any, values: Sequence[Scaled]) -> Scale | None:
+    def scale(dtype: Any, *values: Scaled) -> Scale | None:
         arrays = {x.scale for x in values if x.number is None} - {None}
         numbers = {x.number for x in values if x.number is not None and x.scale is not None}
         uncertain = arrays and (numbers or (len(arrays) > 1 and not joins))
-        return _vague_if(uncertain, of_picked(*sides)(dtype, values))
+        return _vague_if(uncertain, of_picked(*sides)(dtype, *values))
 
-    rule = agrees(scale)
+    def role(*values: Scaled) -> Any:
+        kept = _role(values)
+        below = isinstance(kept, Largest) or kept == BELOW
+        still = below and all(x.number is None or x.number <= 0 for x in values)
+        return kept if still or kept == BOUNDED else ""
 
-    def picked(equation: Any, *operands: Any) -> list[Any]:
-        values = [_mask(x) if isinstance(x, Scaled) else x for x in operands]
-        [output] = rule(equation, *values)
-        floats = [x for x in values if isinstance(x, Scaled)]
-        role, *others = {x.role for x in floats if x.number is None} or {""}
-        below = not others and (isinstance(role, Largest) or role == BELOW)
-        keeps = below and all(x.number is None or x.number <= 0 for x in floats)
-        return [replace(output, role=role)] if keeps else [output]
-
-    return picked
+    rule = agrees(scale, role)
+    return lambda equation, *operands: rule(equation, *map(_mask, operands))
 
 
-def _mask(x: Scaled) -> Scaled:
-    if x.number is None or not abs(x.number) > float(jnp.finfo(x.dtype).max):
+def _mask(x: Any) -> Any:
+    number = getattr(x, "number", None)
+    if number is None or not abs(number) > float(jnp.finfo(x.dtype).max):
         return x
-    infinity = math.copysign(math.inf, x.number)
+    infinity = math.copysign(math.inf, number)
     return replace(x, data=jnp.full_like(x.data, infinity), scale=None, number=infinity)
 
 

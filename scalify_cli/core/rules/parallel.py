@@ -39,10 +39,10 @@ def _shared(x: Scaled, axes: tuple) -> Scaled:
     """x in a unit and with a scale that all shards along some axes have."""
     if x.scale is None or max(x.scale.level, x.unit.level) < max(shard_level(), 1):
         return x
-    exponent = jnp.asarray(x.scale.exponent(), jnp.int32)
-    if varying_axes(x.data).intersection(axes) and not varying_axes(exponent).intersection(axes):
+    factor = jnp.float32(x.scale.factor())
+    if varying_axes(x.data).intersection(axes) and not varying_axes(factor).intersection(axes):
         return x
-    scale = Scale.unknown(lax.pmax(exponent, axes)).of_degree(x.scale.degree, x.scale.drift)
+    scale = Scale.unknown(lax.pmax(factor, axes)).of_degree(x.scale.degree, x.scale.drift)
     return Scaled(at(x, ONE), scale, ONE, x.dtype)
 
 

@@ -66,7 +66,7 @@ def scatter(scale, sums=False):
     def rule(equation, operand, indices, updates):
         (data, new), unit = aligned([operand, updates])
         aval = equation.outvars[0].aval
-        size = scale(aval.dtype, [operand, updates])
+        size = scale(aval.dtype, operand, updates)
         if sums and size and isinstance(new.size, int):
             size = size.shifted(0, 0, most=log2(max(prod(indices.shape[:-1]), 1)))
         return [result(aval, _scattered(equation, data, new, indices), size, unit)]
