@@ -23,6 +23,14 @@ def here(x: Any) -> Any:
     return jax.sharding.reshard(x, PartitionSpec()) if moves else x
 
 
+def replicated(x: Any) -> Any:
+    """An array whole on each device, where JAX tracks how it lies."""
+    mesh = jax.typeof(x).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+
 def on_mesh_of(arguments: Sequence[Any]) -> AbstractContextManager:
     """Sees the mesh that arrays lie on where JAX tracks how: what is made of no array lies there
     too. A mesh that is seen already, as under ``jit``, stays."""

@@ -15,6 +15,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core import tap_p
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, scan_again
 from scalify_cli.jaxprs.interpreter import bind, evaluate, trace_call
+from scalify_cli.jaxprs.meshes import on_mesh_of
 from scalify_cli.numerics.statistics import Pool, Statistics, Tap, measure, statistics
 
 POOLED = 1 << 22
@@ -74,10 +75,11 @@ def observe(f: Callable) -> Callable:
 
     @functools.wraps(f)
     def observed(*args: Any, **kwargs: Any) -> tuple[Any, Observed]:
-        program = trace_call(f, args, kwargs)
         seen = Observed()
-        outputs = _run(program.closed, program.arguments, seen)
-        seen.measure()
+        with on_mesh_of((args, kwargs)):
+            program = trace_call(f, args, kwargs)
+            outputs = _run(program.closed, program.arguments, seen)
+            seen.measure()
         return program.rebuild(outputs), seen
 
     return observed

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from scalify_cli.formats import find_format, widen
+from scalify_cli.jaxprs.meshes import replicated
 from scalify_cli.numerics import bins
 
 SNR_CAP_DB = 200.0
@@ -156,6 +157,7 @@ def _row_count(size: int) -> int:
 
 def _joined(tensors: Sequence[jax.Array]) -> jax.Array:
     """One after the other, each filled up with zeros to whole rows."""
+    tensors = list(map(replicated, tensors))
     if len(tensors) == 1 and tensors[0].size >= BLOCK:
         return tensors[0].ravel()
     return jnp.concatenate(

@@ -21,6 +21,7 @@ from scalify_cli.core import RULES, is_scaled
 from scalify_cli.core.transform import propagate, rule_for
 from scalify_cli.core.values import Scaled, at
 from scalify_cli.jaxprs.interpreter import Apply, scope_of, trace_call
+from scalify_cli.jaxprs.meshes import on_mesh_of
 from scalify_cli.numerics.probe import evaluate_probed, probe
 from scalify_cli.scales.scale import ONE
 
@@ -122,9 +123,10 @@ def trace(f: Callable, *args: Any, **kwargs: Any) -> Trace:
         return propagate(program, RULES, recorder.watch)
 
     arrays = [leaves[i] for i in dynamic]
-    closed = jax.make_jaxpr(run)(arrays)
-    if not abstract:
-        evaluate_probed(closed, jax.tree.leaves(arrays))
+    with on_mesh_of(arrays):
+        closed = jax.make_jaxpr(run)(arrays)
+        if not abstract:
+            evaluate_probed(closed, jax.tree.leaves(arrays))
     return Trace(tuple(recorder.node.rows()))
 
 

@@ -20,6 +20,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core import is_float, is_scaled, rescale_cotangent
 from scalify_cli.jaxprs.calls import scan_again, switch_again
 from scalify_cli.jaxprs.interpreter import ARRAYS, bind, evaluate, scope_of, trace_call
+from scalify_cli.jaxprs.meshes import on_mesh_of
 from scalify_cli.precision.convolution import rounded_convolution
 from scalify_cli.precision.matmul import Rounding, rounded_dot, tracked_sharding
 from scalify_cli.precision.norms import norm_inputs
@@ -40,8 +41,9 @@ def with_precision(f: Callable, policy: Policy) -> Callable:
     @functools.wraps(f)
     def rounded(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = jax.tree.map(lambda x: _cast(x, policy), (args, kwargs), is_leaf=is_scaled)
-        program = trace_call(f, args, kwargs, is_scaled)
-        return program.rebuild(_Transform(policy).run(program.closed, program.arguments))
+        with on_mesh_of((args, kwargs)):
+            program = trace_call(f, args, kwargs, is_scaled)
+            return program.rebuild(_Transform(policy).run(program.closed, program.arguments))
 
     return rounded
 

@@ -25,7 +25,7 @@ from scalify_cli.scales.settle import requested
 
 _MOST_PARTS = 24
 _TRUSTED, _VAGUE = 8, 1 << 10  # degrees
-NO_DRIFT = (0.0, 0.0)
+_NO_DRIFT = (0.0, 0.0)
 _serial = itertools.count()
 
 
@@ -77,7 +77,7 @@ class Scale:
         constant: int = 0,
         terms: Iterable[tuple[Atom, int]] = (),
         degree: float = 0,
-        drift: tuple[float, float] = NO_DRIFT,
+        drift: tuple[float, float] = _NO_DRIFT,
     ):
         self.constant, self.degree, self.drift = constant, degree, drift
         self.terms = tuple(terms)  # in the order of their making
@@ -166,7 +166,7 @@ class Scale:
         """Whether what propagation gives may be taken for the size of the data."""
         return abs(self.degree) <= _TRUSTED
 
-    def of_degree(self, degree: float, drift: tuple[float, float] = NO_DRIFT) -> "Scale":
+    def of_degree(self, degree: float, drift: tuple[float, float] = _NO_DRIFT) -> "Scale":
         """The same scale, known to be of another degree and drift."""
         same = (degree, drift) == (self.degree, self.drift)
         return self if same else Scale(self.constant, self.terms, degree, drift)

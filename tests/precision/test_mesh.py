@@ -1,5 +1,9 @@
 """On a mesh of devices every program has the numbers and the scales that it has without one."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +117,28 @@ def test_shards_are_rounded_as_the_whole_is(tracked):
     )
     got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(X, W) for f in (sharded, rounded))
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+EAGER = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from scalify_cli import as_scaled, observe, scalify, trace, unscale, with_precision
+from scalify_cli.precision import load_precision
+
+mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+x = jax.device_put(jnp.full((4, 8), 1.5), NamedSharding(mesh, P("rows")))
+w = jax.device_put(jnp.full((8, 8), 0.5), NamedSharding(mesh, P()))
+f = with_precision(
+    lambda w, x: jnp.sum(jax.nn.softmax(jnp.where(x > 0, x, 1.0) @ w) * x), load_precision("fp8")
+)
+scaled = as_scaled((w, x))
+assert f(w, x) == jax.jit(f)(w, x) == 6
+assert observe(f)(w, x)[0] == jax.jit(observe(f))(w, x)[0] == 6
+assert unscale(scalify(f)(*scaled)) == unscale(observe(scalify(f))(*scaled)[0]) == 6
+assert trace(f, *scaled).rows
+"""
+
+
+def test_each_transform_sees_the_mesh_of_what_it_is_called_with():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", EAGER], env={**os.environ, **flags}, check=True)

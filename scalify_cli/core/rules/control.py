@@ -47,7 +47,7 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
 
     Args:
         alone: whether nothing else must be of the array's type.
-        stacked: whether it is one of many: a narrow one then leaves with an exponent of its own.
+        stacked: whether it is one of many: a narrow one then leaves with a scale of its own.
 
     Returns:
         A ``Scaled`` without data, None for what is no float; and the array.
@@ -93,7 +93,7 @@ class Carry:
     """What goes round a loop.
 
     A wide float goes as true values, and keeps the scale that it enters with: it is the same in
-    each iteration then. A narrow one goes with an exponent, and is measured where an iteration
+    each iteration then. A narrow one goes with its scale, and is measured where an iteration
     changes its scale, as is a wide one that enters as zeros.
     """
 
