@@ -144,6 +144,7 @@ HOMOGENEOUS = {
     "while": doubled_until,
     "power iteration": norm_of,
     "fori": lambda x: lax.fori_loop(0, 20, lambda i, y: y * 0.5, x),
+    "fori that changes nothing": lambda x: lax.fori_loop(0, 3, lambda i, y: y * 1.0, x),
     "fori of unknown length": lambda x: lax.fori_loop(0, trips(x), lambda i, y: y * 3, x),
     "fori on an index": lambda x: lax.fori_loop(0, 3, lambda i, y: y.at[i].add(y[i + 1]), x),
     "cond": lambda x: lax.cond(x[0, 0] > x[0, 1], lambda y: y * 8, jnp.negative, x),

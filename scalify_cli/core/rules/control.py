@@ -24,6 +24,7 @@ from scalify_cli.core.values import (
     Scaled,
     Uniform,
     at,
+    held,
     measured,
     plain,
     promote,
@@ -57,7 +58,7 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     x = sized(replace(promote(x), loose=not isinstance(x, Scaled) or x.loose))
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
-        x = stored(x)
+        x = stored(held(x))
         return replace(x, data=None, scale=UNKNOWN), (x.data, x.scale.factor())
     x = stored(x) if narrow and known and alone else x
     if not alone or x.unit.level == level():
@@ -121,7 +122,7 @@ class Carry:
             self.form, array = leaving(x, alone=False)
             return array
         x = promote(x)
-        x = stored(x if self._keeps(x) else measured(at(x, ONE), x.dtype))
+        x = stored(held(x) if self._keeps(x) else measured(at(x, ONE), x.dtype))
         return x.data, varying_as(jnp.float32(x.scale.factor()), x.data)
 
     def _keeps(self, x: Scaled) -> bool:
