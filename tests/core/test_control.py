@@ -144,7 +144,6 @@ HOMOGENEOUS = {
     "while": doubled_until,
     "power iteration": norm_of,
     "fori": lambda x: lax.fori_loop(0, 20, lambda i, y: y * 0.5, x),
-    "fori that changes nothing": lambda x: lax.fori_loop(0, 3, lambda i, y: y * 1.0, x),
     "fori of unknown length": lambda x: lax.fori_loop(0, trips(x), lambda i, y: y * 3, x),
     "fori on an index": lambda x: lax.fori_loop(0, 3, lambda i, y: y.at[i].add(y[i + 1]), x),
     "cond": lambda x: lax.cond(x[0, 0] > x[0, 1], lambda y: y * 8, jnp.negative, x),
@@ -277,3 +276,10 @@ def test_bodies_may_have_effects_only():
     jax.jit(scalify(jax.checkpoint(see)))(ScaledArray(jnp.float16(X), 2.0**20))
     jax.effects_barrier()
     assert seen == [2.0**21]
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f])
+def test_a_loop_that_changes_nothing_returns_what_is_known(wrap):
+    f = lambda x: lax.fori_loop(0, 3, lambda i, y: y * 1.0, x * x) * 2.0**30  # noqa: E731
+    found = wrap(scalify(f))(ScaledArray(jnp.float16([1, 1.5]), 2.0**-40))
+    np.testing.assert_array_equal(np.asarray(found), np.float32([1, 2.25]) * np.float32(2.0**-50))
