@@ -49,7 +49,7 @@ from scalify_cli.scales.settle import settled
 Watch = Callable[[Apply], Apply]
 _CONTROL = {*CALLS.values(), *LOOPS.values()}
 _KEEPS_VALUE = {
-    *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.copy_p),
+    *(p.broadcast_in_dim_p, p.reshape_p, p.squeeze_p, p.transpose_p, p.slice_p, p.copy_p),
     *(p.convert_element_type_p, p.stop_gradient_p, p.sharding_constraint_p),
     *("reshard", "pvary"),  # under a mesh, zeros and the cotangent that a gradient begins with
 }
@@ -156,7 +156,11 @@ def run(
         return list(map(finished, equation.outvars, _as_loose_as(operands, outputs)))
 
     def finished(variable: jex.Var, x: Any) -> Any:
-        if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
+        if not isinstance(x, Scaled):
+            return x
+        if 0 in x.shape:
+            return replace(x, scale=None)
+        if not is_narrow(x.dtype) or variable in passing:
             return x
         if variable not in returned:
             return stored(x) if x.shape else _kept(x)

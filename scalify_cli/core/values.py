@@ -122,6 +122,8 @@ def enter(x: Any) -> Any:
     """An argument of the transform: ``ScaledArray`` becomes ``Scaled``, its scale an exponent."""
     if not isinstance(x, ScaledArray):
         return x
+    if 0 in x.shape:
+        return Scaled(x.data, None)
     if isinstance(x.scale, Tracer):
         scale = Scale.unknown(lax.stop_gradient(x.scale))
     else:
@@ -214,13 +216,6 @@ def times(data: Any, scale: Scale) -> Any:
     return once(data, scale, lambda: lax.mul(data, cast(scale.factor(), data.dtype)))
 
 
-def over(data: Any, scale: Scale) -> Any:
-    """``data / scale``: by a division, so that XLA does not make data again for each reader."""
-    if scale.static:
-        return times(data, scale**-1)
-    return once(data, scale**-1, lambda: lax.div(data, cast(scale.factor(), data.dtype)))
-
-
 def sized(x: Scaled) -> Scaled:
     """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
     if x.scale is None or not is_narrow(x.dtype):
@@ -238,8 +233,7 @@ def stored(x: Scaled, dtype: Any = None) -> Scaled:
         return x
     x = sized(x)
     unit = x.scale or ONE
-    data = register(x) if x.scale is None else over(register(x), unit / x.unit)
-    return replace(x, data=cast(data, dtype), unit=unit)
+    return replace(x, data=cast(at(x, unit), dtype), unit=unit)
 
 
 def true_values(x: Any) -> Any:

@@ -43,11 +43,10 @@ def log2_floor(x: Any) -> Any:
 
 
 def power_floor(x: Any, least: int = MIN_EXPONENT) -> Any:
-    """The power of two at or below a positive x (float32), from 2**least to the largest scale."""
-    bits = lax.bitwise_and(lax.bitcast_convert_type(x, jnp.int32), np.int32(0x7F800000))
-    inverse = lax.bitcast_convert_type(lax.sub(np.int32(0x7F000000), bits), jnp.float32)
-    low, high = (np.float32(2.0**n) for n in (-MAX_EXPONENT, -least))
-    return lax.div(np.float32(1), lax.clamp(low, inverse, high))
+    """The power of two at or below x (float32), from 2**least to the largest scale."""
+    bits = lax.bitwise_and(lax.bitcast_convert_type(x, jnp.int32), np.int32(-0x800000))
+    power = lax.bitcast_convert_type(bits, jnp.float32)
+    return lax.clamp(np.float32(2.0**least), power, np.float32(2.0**MAX_EXPONENT))
 
 
 def floor_log2(number: float) -> int:

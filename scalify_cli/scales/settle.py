@@ -109,7 +109,9 @@ class _Requests:
         self.waiting = [e for e in self.waiting if e not in ready]
         groups: dict[Any, list[Any]] = {}
         for e in ready:
-            values = [here(x.val if isinstance(x, jex.Literal) else self.values[x]) for x in e.invars]
+            values = [
+                here(x.val if isinstance(x, jex.Literal) else self.values[x]) for x in e.invars
+            ]
             axes = varying_axes(e.outvars[0].aval)
             self.exponents[axes].given |= zip(e.params["asked"].sources, values, strict=True)
             groups.setdefault(axes, []).append(e)

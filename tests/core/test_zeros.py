@@ -269,3 +269,59 @@ def test_what_a_loop_divides_by_zero_does_not_crowd_out_the_rest():
         return lax.scan(step, jnp.zeros(2), x)[1]
 
     np.testing.assert_allclose(true(jax.jit(scalify(f))(X)), f(unscale(X)), rtol=2.0**-20)
+
+
+def rows_of_none(x, function):
+    return lax.scan(lambda c, _: (c * 2, function(c)), x, None, length=0)[1]
+
+
+EMPTY = {
+    "exponentials": lambda x: jnp.concatenate([jnp.exp(x[:0]), x]),
+    "powers": lambda x: jnp.concatenate([(x**4)[:0], x]),
+    "a matmul over none": lambda x: jnp.ones((4, 0), x.dtype) @ jnp.exp(x[:0]) + x,
+    "a sum": lambda x: jnp.where(x[:0] > 0, jnp.exp(x[:0]), x[:0]).sum() + x,
+    "a gradient": jax.grad(lambda x: jnp.exp(x[:0]).sum() + (x * x).sum()),
+    "a scan of none": lambda x: rows_of_none(x, jnp.square).sum(0) + x,
+    "the largest of none": lambda x: rows_of_none(x, jnp.square).max(0, initial=-1.0) + x,
+    "a map of none": lambda x: lax.map(lambda a: jnp.exp(a) * x, x[:0]).sum(0) + x,
+    "a carry": lambda x: jnp.concatenate([lax.fori_loop(0, 3, lambda _, c: jnp.exp(c), x[:0]), x]),
+    "a branch": lambda x: jnp.concatenate(
+        [lax.cond(x[0] > 0, lambda: jnp.exp(x[:0]), lambda: x[:0]), x]
+    ),
+    "parts of a cumulative product": lambda x: lax.associative_scan(jnp.multiply, x[:1]),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f])
+@pytest.mark.parametrize("exponent", [0, 15, -30])
+def test_an_array_without_elements_moves_no_scale(name, dtype, wrap, exponent):
+    f, x = EMPTY[name], np.float32([1.5, -1, 0.5, 1])
+    found = wrap(scalify(f))(ScaledArray(jnp.asarray(x, dtype), 2.0**exponent))
+    np.testing.assert_allclose(np.asarray(found), f(jnp.asarray(x * 2.0**exponent)), rtol=2.0**-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_zeros_over_little_are_zeros(dtype):
+    """Whatever XLA makes of one division after another."""
+    over = {
+        "once": lambda x, y: jnp.expm1(x) / y,
+        "twice": lambda x, y: jnp.expm1(x) / y / y,
+        "an epsilon": lambda x, y: jnp.expm1(x) / (y * 0 + 1e-7),
+        "in a matmul": lambda x, y: (jnp.expm1(x) / y) @ jnp.ones((4, 4), x.dtype),
+    }
+    x, y = (
+        ScaledArray(jnp.zeros(4, dtype), 1.0),
+        as_scaled(jnp.asarray([0.3, 0.2, 0.1, 0.4], dtype)),
+    )
+    for name, f in over.items():
+        np.testing.assert_array_equal(np.asarray(jax.jit(scalify(f))(x, y)), 0, err_msg=name)
+
+
+@ways
+@pytest.mark.parametrize("value", [-np.inf, 0.0])
+def test_a_bound_of_what_has_any_scale(way, value):
+    f = lambda x: jnp.clip(jnp.full(3, value, x.dtype), -0.5, 1) + x  # noqa: E731
+    x = tiny(1, 2, 3)
+    np.testing.assert_allclose(true(way(scalify(f))(x)), f(unscale(x, jnp.float32)), rtol=2.0**-10)

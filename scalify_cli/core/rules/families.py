@@ -288,7 +288,9 @@ def of_picked(*sides: int) -> Callable[..., Scale | None]:
         arrays = chosen(x.scale for x in values if x.number is None)
         sided = zip(values, [*sides, *[0] * len(values)], strict=False)
         numbers = [x for x, side in sided if x.number is not None and not x.number * side > 0]
-        return chosen([arrays, *(_beside(arrays, x.scale, dtype) for x in numbers)])
+        found = chosen([arrays, *(_beside(arrays, x.scale, dtype) for x in numbers)])
+        bound = chosen(x.scale for x in values)  # of what may be infinite
+        return bound.vague() if bound and not found else found
 
     return scale
 
