@@ -27,13 +27,7 @@ from jax.core import Tracer
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.powers import (
-    MAX_EXPONENT,
-    MIN_EXPONENT,
-    floor_log2,
-    log2_floor,
-    power_floor,
-)
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2, log2_floor
 from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
@@ -182,8 +176,10 @@ def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
 
     def largest() -> Any:
         sizes = lax.select(lax.is_finite(data), lax.abs(data), lax.full_like(data, 0))
-        largest = cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32)
-        return Scale.unknown(power_floor(largest, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS))
+        exponent = log2_floor(cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32))
+        return Scale.unknown(
+            exponent if is_narrow(dtype) else lax.max(exponent, np.int32(WIDE_ZEROS))
+        )
 
     return Scaled(data, (once(data, "measured", largest) * unit).of_degree(1), unit, dtype)
 

@@ -42,13 +42,6 @@ def log2_floor(x: Any) -> Any:
     return lax.clamp(np.int32(MIN_EXPONENT), exponent, np.int32(MAX_EXPONENT))
 
 
-def power_floor(x: Any, least: int = MIN_EXPONENT) -> Any:
-    """The power of two at or below x (float32), from 2**least to the largest scale."""
-    bits = lax.bitwise_and(lax.bitcast_convert_type(x, jnp.int32), np.int32(-0x800000))
-    power = lax.bitcast_convert_type(bits, jnp.float32)
-    return lax.clamp(np.float32(2.0**least), power, np.float32(2.0**MAX_EXPONENT))
-
-
 def floor_log2(number: float) -> int:
     """The same of a positive number that is known while tracing, without bounds."""
     return math.frexp(number)[1] - 1
