@@ -156,11 +156,7 @@ def run(
         return list(map(finished, equation.outvars, _as_loose_as(operands, outputs)))
 
     def finished(variable: jex.Var, x: Any) -> Any:
-        if not isinstance(x, Scaled):
-            return x
-        if 0 in x.shape:
-            return replace(x, scale=None)
-        if not is_narrow(x.dtype) or variable in passing:
+        if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
             return x
         if variable not in returned:
             return stored(x) if x.shape else _kept(x)

@@ -46,7 +46,8 @@ class Scaled:
 
     Args:
         data: in its dtype or, where that is narrow, perhaps in float32.
-        scale: None is *any scale*: zeros, infinities and NaN, whose unit does not matter either.
+        scale: None is *any scale*: zeros, infinities and NaN, whose unit does not matter either,
+            and what has no elements.
         dtype: of the value.
         loose: whether it is made of plain arrays only, and leaves the program as a plain array.
         role: what products make of it (``rules/families.py``); none if it is empty.
@@ -62,6 +63,7 @@ class Scaled:
     number: float | None = None
 
     def __post_init__(self):
+        self.scale = None if 0 in self.shape else self.scale
         self.unit = (self.scale or ONE) if self.unit is None else self.unit
         self.dtype = self.data.dtype if self.dtype is None else self.dtype
 
@@ -116,8 +118,6 @@ def enter(x: Any) -> Any:
     """An argument of the transform: ``ScaledArray`` becomes ``Scaled``, its scale an exponent."""
     if not isinstance(x, ScaledArray):
         return x
-    if 0 in x.shape:
-        return Scaled(x.data, None)
     if isinstance(x.scale, Tracer):
         scale = Scale.unknown(lax.stop_gradient(x.scale))
     else:
@@ -132,8 +132,12 @@ def leave(x: Any) -> Any:
     if not isinstance(x, Scaled) or x.loose:
         return plain(x)
     x = held(sized(x))
-    factor = (x.scale or Scale(MIN_EXPONENT)).factor()
-    return ScaledArray.tree_unflatten(None, (stored(x).data, jnp.float32(factor)))
+    return ScaledArray.tree_unflatten(None, (stored(x).data, scale_array(x)))
+
+
+def scale_array(x: Scaled) -> Any:
+    """x's scale as a float32 scalar: any scale is the smallest."""
+    return jnp.float32((x.scale or Scale(MIN_EXPONENT)).factor())
 
 
 def held(x: Scaled) -> Scaled:

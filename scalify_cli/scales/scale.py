@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from scalify_cli.jaxprs.meshes import here
 from scalify_cli.jaxprs.tracing import level, once
@@ -212,16 +210,10 @@ class Scale:
         """
         if self.static:
             return math.ldexp(1, min(max(self.constant, MIN_EXPONENT), BIAS))
-        if (given := self._given()) is not None:
-            return given
-        if (inverse := (self**-1)._given()) is not None:
-            return once(inverse, "inverse", lambda: lax.div(np.float32(1), inverse))
-        return once(self.terms[0][0], self, lambda: requested(self))
-
-    def _given(self) -> Any:
-        """The float32 scalar that it is, if it came from outside as one."""
         given = self.alone and self.alone.array
-        return here(given) if given is not None and given.dtype == jnp.float32 else None
+        if given is not None and given.dtype == jnp.float32:
+            return here(given)
+        return once(self.terms[0][0], self, lambda: requested(self))
 
 
 ONE = Scale()

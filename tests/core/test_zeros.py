@@ -278,6 +278,7 @@ def rows_of_none(x, function):
 EMPTY = {
     "exponentials": lambda x: jnp.concatenate([jnp.exp(x[:0]), x]),
     "powers": lambda x: jnp.concatenate([(x**4)[:0], x]),
+    "a constant": lambda x: jnp.concatenate([jnp.asarray(np.ones(0, x.dtype)), x]),
     "a matmul over none": lambda x: jnp.ones((4, 0), x.dtype) @ jnp.exp(x[:0]) + x,
     "a sum": lambda x: jnp.where(x[:0] > 0, jnp.exp(x[:0]), x[:0]).sum() + x,
     "a gradient": jax.grad(lambda x: jnp.exp(x[:0]).sum() + (x * x).sum()),

@@ -28,6 +28,7 @@ from scalify_cli.core.values import (
     measured,
     plain,
     promote,
+    scale_array,
     sized,
     stored,
     true,
@@ -59,7 +60,7 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
         x = stored(held(x))
-        return replace(x, data=None, scale=UNKNOWN), (x.data, x.scale.factor())
+        return replace(x, data=None, scale=UNKNOWN), (x.data, scale_array(x))
     x = stored(x) if narrow and known and alone else x
     if not alone or x.unit.level == level():
         x = true(x)
@@ -123,7 +124,7 @@ class Carry:
             return array
         x = promote(x)
         x = stored(held(x) if self._keeps(x) else measured(at(x, ONE), x.dtype))
-        return x.data, varying_as(jnp.float32(x.scale.factor()), x.data)
+        return x.data, varying_as(scale_array(x), x.data)
 
     def _keeps(self, x: Scaled) -> bool:
         """Whether its size is that at the start of the iteration."""

@@ -7,13 +7,12 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_narrow
 from scalify_cli.core.rules.families import Rule, of_terms, passes_through
-from scalify_cli.core.values import Scaled, at, times
+from scalify_cli.core.values import Scaled, at, scale_array, times
 from scalify_cli.jaxprs.meshes import varying_axes
 from scalify_cli.jaxprs.tracing import shard_level
 from scalify_cli.scales.scale import ONE, Scale
@@ -39,7 +38,7 @@ def _shared(x: Scaled, axes: tuple) -> Scaled:
     """x in a unit and with a scale that all shards along some axes have."""
     if x.scale is None or max(x.scale.level, x.unit.level) < max(shard_level(), 1):
         return x
-    factor = jnp.float32(x.scale.factor())
+    factor = scale_array(x)
     if varying_axes(x.data).intersection(axes) and not varying_axes(factor).intersection(axes):
         return x
     scale = Scale.unknown(lax.pmax(factor, axes)).of_degree(x.scale.degree, x.scale.drift)
