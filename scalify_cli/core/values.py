@@ -27,7 +27,7 @@ from jax.core import Tracer
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2, log2_floor
+from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2
 from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
@@ -38,6 +38,7 @@ largest of an argument's values may be a few above its scale, which is their roo
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""
+_MOST = np.float32(2.0**MAX_EXPONENT)
 
 
 @dataclass(eq=False)
@@ -69,7 +70,7 @@ class Scaled:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return jnp.shape(self.data)
+        return np.shape(self.data)
 
     def with_data(self, data: Any) -> "Scaled":
         return replace(self, data=data)
@@ -171,21 +172,24 @@ def promote(x: Any, whole: bool = True) -> Scaled:
         return Scaled(data, x.scale, ONE, x.dtype, number=x.value)
     if np.size(x) != 1:
         return Scaled(x, Scale(degree=1), ONE)
-    exponent = once(x, "scale", lambda: log2_floor(cast(x, jnp.float32).reshape(())))
-    return Scaled(x, once(x, "unknown", lambda: Scale.unknown(exponent)), ONE)
+    return Scaled(x, _size(x, MIN_EXPONENT), ONE)
 
 
 def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     """Values at the power of two at or below their largest finite magnitude."""
+    size = _size(data, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS)
+    return Scaled(data, (size * unit).of_degree(1), unit, dtype)
 
-    def largest() -> Any:
+
+def _size(data: Any, least: int) -> Scale:
+    """The power of two at or below the largest finite magnitude, 2**least or more."""
+
+    def found() -> Scale:
         sizes = lax.select(lax.is_finite(data), lax.abs(data), lax.full_like(data, 0))
-        exponent = log2_floor(cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32))
-        return Scale.unknown(
-            exponent if is_narrow(dtype) else lax.max(exponent, np.int32(WIDE_ZEROS))
-        )
+        largest = cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32)
+        return Scale.of_size(lax.clamp(np.float32(2.0**least), largest, _MOST))
 
-    return Scaled(data, (once(data, "measured", largest) * unit).of_degree(1), unit, dtype)
+    return once(data, ("size", least), found)
 
 
 def register(x: Scaled) -> Any:

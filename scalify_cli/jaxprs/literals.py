@@ -16,6 +16,8 @@ from jax.extend import source_info_util
 
 from scalify_cli.jaxprs.interpreter import scope_of
 
+_TINY = float(jnp.finfo(jnp.float16).tiny)
+
 
 def true_literals(
     trace: Callable[[Sequence[Any]], jex.ClosedJaxpr], narrow: jex.ClosedJaxpr
@@ -76,7 +78,7 @@ def _is_lost(x: jex.Literal) -> bool:
         return False
     with np.errstate(over="ignore", under="ignore"):
         value = abs(float(np.float16(np.float32(x.val))))
-    return value < float(jnp.finfo(jnp.float16).tiny) or not np.isfinite(value)
+    return value < _TINY or not np.isfinite(value)
 
 
 def _is_half(x: jex.Literal) -> bool:

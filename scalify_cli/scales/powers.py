@@ -23,6 +23,13 @@ def inverse_exp2(code: Any) -> Any:
     return lax.div(jnp.full_like(inverse, 2), inverse)
 
 
+def inverse_power(size: Any) -> Any:
+    """1 over the power of two at or below a float32 from 2**-126 to 2**126; by a division too."""
+    exponent = lax.bitcast_convert_type(size, jnp.int32) & np.int32(0xFF << _MANTISSA_BITS)
+    power = lax.bitcast_convert_type(exponent, jnp.float32)
+    return lax.div(jnp.full_like(power, 1), power)
+
+
 def exp2(exponent: Any) -> Any:
     """2**exponent as float32, exact within the normal numbers and the nearest of them outside."""
     return inverse_exp2(np.int32(BIAS + 1) - exponent)

@@ -17,7 +17,13 @@ import jax.numpy as jnp
 
 from scalify_cli.jaxprs.meshes import here
 from scalify_cli.jaxprs.tracing import level, once
-from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, MIN_EXPONENT, exponent_of_power
+from scalify_cli.scales.powers import (
+    BIAS,
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    exponent_of_power,
+    inverse_power,
+)
 from scalify_cli.scales.rules import RULES
 from scalify_cli.scales.settle import requested
 
@@ -29,7 +35,7 @@ _serial = itertools.count()
 
 class Atom:
     """One int32 exponent unknown while tracing: an array that came from outside (an int32 scalar,
-    or a float32 scale), or what a rule makes of other scales.
+    a float32 scale, or the size of data), or what a rule makes of other scales.
 
     ``level`` is that of the trace that it is made in, ``bounds`` are the least and the most that it
     may be, and ``memo`` holds what has been made of it so far.
@@ -41,7 +47,9 @@ class Atom:
         rule: str = "",
         operands: Sequence["Scale"] = (),
         bounds: tuple[int, int] = (MIN_EXPONENT, MAX_EXPONENT),
+        is_size: bool = False,
     ):
+        self.is_size = is_size
         self.array, self.rule, self.operands = array, rule, tuple(operands)
         self.serial = next(_serial)
         below = {atom: None for scale in operands for atom, _ in scale.terms}
@@ -88,6 +96,11 @@ class Scale:
             bound: of the exponent and its negative; float32 holds scales from outside.
         """
         return Scale(0, [(Atom(exponent, bounds=(-bound, bound)), 1)], 1)
+
+    @staticmethod
+    def of_size(size: Any) -> "Scale":
+        """The power of two at or below a float32 scalar, which is within the bounds of scales."""
+        return Scale(0, [(Atom(size, is_size=True), 1)], 1)
 
     @staticmethod
     def beside(exact: float, constant: int) -> "Scale":
@@ -210,10 +223,13 @@ class Scale:
         """
         if self.static:
             return math.ldexp(1, min(max(self.constant, MIN_EXPONENT), BIAS))
-        given = self.alone and self.alone.array
-        if given is not None and given.dtype == jnp.float32:
-            return here(given)
-        return once(self.terms[0][0], self, lambda: requested(self))
+        [(atom, n), *others] = self.terms
+        if not others and not self.constant and atom.array is not None:
+            if atom.is_size and n == -1:
+                return once(atom, "inverse", lambda: inverse_power(here(atom.array)))
+            if n == 1 and not atom.is_size and atom.array.dtype == jnp.float32:
+                return here(atom.array)
+        return once(atom, self, lambda: requested(self))
 
 
 ONE = Scale()

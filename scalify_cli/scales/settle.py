@@ -65,8 +65,9 @@ def settled(f: Callable, shards: bool = False) -> Callable:
     def run(*args: Any) -> Any:
         with new_trace(shards):
             closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-        asked, leaves = _Requests(closed.jaxpr), jax.tree.leaves(args)
-        outputs = evaluate(closed.jaxpr, closed.consts, leaves, asked.apply, on_value=asked.see)
+        jaxpr = _in_rounds(closed.jaxpr)
+        asked, leaves = _Requests(jaxpr), jax.tree.leaves(args)
+        outputs = evaluate(jaxpr, closed.consts, leaves, asked.apply, on_value=asked.see)
         for equation in filter(_asks, closed.jaxpr.eqns):  # JAX's caches keep the parameters
             equation.params["asked"].scale = equation.params["asked"].sources = None
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
@@ -76,6 +77,21 @@ def settled(f: Callable, shards: bool = False) -> Callable:
 
 def _asks(equation: jex.JaxprEqn) -> bool:
     return equation.primitive is factor_p
+
+
+def _in_rounds(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
+    """The same program: what no request that is left has to wait for comes first, so that as many
+    as can be are answered together."""
+    rounds: dict[Any, int] = {}
+    order, last = [], 0
+    for equation in jaxpr.eqns:
+        own = max((rounds.get(x, 0) for x in equation.invars if is_variable(x)), default=0)
+        own = max(own + _asks(equation), last if equation.effects else 0)
+        last = own if equation.effects else last
+        rounds |= dict.fromkeys(equation.outvars, own)
+        order.append(own)
+    pairs = sorted(zip(order, jaxpr.eqns, strict=True), key=lambda pair: pair[0])
+    return jaxpr.replace(eqns=[equation for _, equation in pairs])
 
 
 class _Requests:

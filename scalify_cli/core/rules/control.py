@@ -40,8 +40,8 @@ from scalify_cli.scales.powers import MAX_EXPONENT
 from scalify_cli.scales.scale import ONE, Scale, maximum, read_as, sources_of
 from scalify_cli.scales.settle import settled
 
-UNKNOWN = Scale(1 << 20)
-"""In place of a scale that only the inside of a body knows."""
+UNKNOWN, OWN = Scale(1 << 20), Scale(1 << 21)
+"""In place of a scale that only the inside of a body knows; and that each iteration has its own."""
 
 
 def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any]:
@@ -60,7 +60,7 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
         x = stored(held(x))
-        return replace(x, data=None, scale=UNKNOWN), (x.data, scale_array(x))
+        return replace(x, data=None, scale=OWN), (x.data, scale_array(x))
     x = stored(x) if narrow and known and alone else x
     if not alone or x.unit.level == level():
         x = true(x)
@@ -78,17 +78,33 @@ def arrived(form: Any, array: Any) -> Any:
     """The value again, outside."""
     if form is None or form.scale != UNKNOWN:
         return array if form is None else form.with_data(array)
-    joined = isinstance(array, tuple)
-    found = _joined(*array) if joined else measured(array, form.dtype, form.unit)
-    return replace(found, loose=form.loose)
+    return replace(measured(array, form.dtype, form.unit), loose=form.loose)
 
 
-def _joined(data: Any, scales: Any) -> Scaled:
-    """A stack of data that each have a scale, at the largest."""
+def _apart(arrays: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The arrays that leave an iteration, and in one the scales of those that have their own."""
+    scales = [x[1] for x in arrays if isinstance(x, tuple)]
+    data = [x[0] if isinstance(x, tuple) else x for x in arrays]
+    return data, jnp.stack([varying_as(x, *scales) for x in scales]) if scales else None
+
+
+def _joined(forms: Sequence[Any], stacks: Sequence[Any], scales: Any) -> list[Any]:
+    """The values again, after the loop; a stack of data with scales of their own at the largest."""
+    if scales is None:
+        return list(map(arrived, forms, stacks))
     largest = lax.reduce_max(scales, (0,))
-    above = lax.min(lax.div(largest, scales), np.float32(2.0**MAX_EXPONENT))
-    rows = lax.div(cast(data, jnp.float32), lax.broadcast_in_dim(above, data.shape, (0,)))
-    return Scaled(cast(rows, data.dtype), Scale.unknown(largest))
+    above = lax.min(lax.div(largest[None], scales), np.float32(2.0**MAX_EXPONENT))
+    own = zip(jnp.unstack(largest), jnp.unstack(above, axis=1), strict=True)
+
+    def value(form: Any, data: Any) -> Any:
+        if form is None or form.scale != OWN:
+            return arrived(form, data)
+        most, by = next(own)
+        scale = Scale.unknown(most)
+        rows = lax.div(cast(data, jnp.float32), lax.broadcast_in_dim(by, data.shape, (0,)))
+        return replace(form, data=rows, scale=scale, unit=scale)
+
+    return list(map(value, forms, stacks))
 
 
 class Carry:
@@ -179,11 +195,11 @@ def scan(equation, *operands, run):
         parts = map(_row, rows, slices)
         outputs = run(equation.params["jaxpr"], [*operands[:first], *values, *parts])
         stacked = _left(outputs[count:], forms, stacked=True)
-        return list(map(Carry.leave, carries, outputs)), stacked
+        return list(map(Carry.leave, carries, outputs)), _apart(stacked)
 
     start = [own.start for own in carries]
     carry, stacked = scan_with(equation, settled(body), start, list(map(_array, rows)))
-    return [*map(Carry.after, carries, carry), *map(arrived, forms, stacked)]
+    return [*map(Carry.after, carries, carry), *_joined(forms, *stacked)]
 
 
 def _array(x: Any) -> Any:
