@@ -266,3 +266,14 @@ def test_what_computes_scales_grows_with_the_program():
         return jax.jit(scalify(f)).lower(x).as_text()
 
     assert len(text(80)) < 4 * len(text(40))
+
+
+def test_scales_that_need_not_wait_are_computed_together():
+    """Two products for them, however many tensors are measured."""
+
+    def products(count):
+        f = lambda *xs: [jnp.expm1(x @ x) + x for x in xs]  # noqa: E731
+        xs = [ScaledArray(jnp.ones((4, 4), jnp.float16), 2.0**i) for i in range(count)]
+        return jax.jit(scalify(f)).lower(*xs).as_text().count("dot_general") - count
+
+    assert products(1) == products(5) == 2
