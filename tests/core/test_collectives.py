@@ -52,6 +52,26 @@ def test_inside_a_mesh(name, tracked, exponent):
     check_equal(sharded(scalify(f))(x), wanted)
 
 
+def test_stacks_of_a_loop_differ_along_the_axes_that_they_did():
+    """One is of what each shard has, one of what all have."""
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+
+    def f(x, rows):
+        body = lambda carry, row: (carry, (jnp.expm1(row), jnp.expm1(x * row)))  # noqa: E731
+        return jax.lax.scan(body, 0.0, rows)[1]
+
+    def stacks(function):
+        plain = lambda *xs: tuple(unscale(y, jnp.float32) for y in function(*xs))  # noqa: E731
+        scaled = lambda spec: ScaledArray.tree_unflatten(None, (spec, P()))  # noqa: E731
+        specs = (scaled(P("i")), scaled(P()))
+        return jax.shard_map(plain, mesh=mesh, in_specs=specs, out_specs=(P(), P(None, "i")))
+
+    x, rows = ScaledArray(SHARDS[0], 0.5), ScaledArray(SHARDS[2], 2.0**-3)
+    wanted = stacks(lambda x, rows: f(unscale(x, jnp.float32), unscale(rows, jnp.float32)))
+    for got, true in zip(jax.jit(stacks(scalify(f)))(x, rows), wanted(x, rows), strict=True):
+        np.testing.assert_allclose(got, true, rtol=2.0**-9, atol=2.0**-9)
+
+
 def test_a_sum_of_shards_is_divided_before_it_overflows():
     shards = ScaledArray(jnp.full((64, 2), 2048, jnp.float16), 2.0)
     axes = ScaledArray.tree_unflatten(None, (0, None))

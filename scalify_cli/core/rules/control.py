@@ -7,7 +7,7 @@ its carry would square its scale too. So a loop's stacked outputs, saved activat
 as narrow as plain JAX's where their scales are known.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from scalify_cli.core.values import (
     true,
 )
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
-from scalify_cli.jaxprs.meshes import varying_as
+from scalify_cli.jaxprs.meshes import varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MAX_EXPONENT
 from scalify_cli.scales.scale import ONE, Scale, maximum, read_as, sources_of
@@ -56,7 +56,9 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
     """
     if not is_float(x):
         return None, x
-    x = sized(replace(promote(x), loose=not isinstance(x, Scaled) or x.loose))
+    loose, x = not isinstance(x, Scaled) or x.loose, promote(x)
+    role = x.role if isinstance(x.role, str) else ""  # others are of arrays that stay inside
+    x = sized(replace(x, loose=loose, role=role))
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
         x = stored(held(x))
@@ -81,25 +83,34 @@ def arrived(form: Any, array: Any) -> Any:
     return replace(measured(array, form.dtype, form.unit), loose=form.loose)
 
 
-def _apart(arrays: Sequence[Any]) -> tuple[list[Any], Any]:
-    """The arrays that leave an iteration, and in one the scales of those that have their own."""
-    scales = [x[1] for x in arrays if isinstance(x, tuple)]
+def _apart(arrays: Sequence[Any]) -> tuple[list[Any], dict[tuple, Any]]:
+    """The arrays that leave an iteration, and the scales of those that have their own: in one
+    array for all data that differs along the same axes."""
+    scales: dict[tuple, list[Any]] = {}
+    for data, scale in (x for x in arrays if isinstance(x, tuple)):
+        scales.setdefault(_axes(data), []).append(varying_as(scale, data))
     data = [x[0] if isinstance(x, tuple) else x for x in arrays]
-    return data, jnp.stack([varying_as(x, *scales) for x in scales]) if scales else None
+    return data, {axes: jnp.stack(group) for axes, group in scales.items()}
 
 
-def _joined(forms: Sequence[Any], stacks: Sequence[Any], scales: Any) -> list[Any]:
+def _axes(data: Any) -> tuple:
+    return tuple(sorted(varying_axes(data)))
+
+
+def _joined(forms: Sequence[Any], stacks: Sequence[Any], scales: dict[tuple, Any]) -> list[Any]:
     """The values again, after the loop; a stack of data with scales of their own at the largest."""
-    if scales is None:
-        return list(map(arrived, forms, stacks))
-    largest = lax.reduce_max(scales, (0,))
-    above = lax.min(lax.div(largest[None], scales), np.float32(2.0**MAX_EXPONENT))
-    own = zip(jnp.unstack(largest), jnp.unstack(above, axis=1), strict=True)
+
+    def each(scales: Any) -> Iterator[tuple[Any, Any]]:
+        largest = lax.reduce_max(scales, (0,))
+        above = lax.min(lax.div(largest[None], scales), np.float32(2.0**MAX_EXPONENT))
+        return zip(jnp.unstack(largest), jnp.unstack(above, axis=1), strict=True)
+
+    own = {axes: each(group) for axes, group in scales.items()}
 
     def value(form: Any, data: Any) -> Any:
         if form is None or form.scale != OWN:
             return arrived(form, data)
-        most, by = next(own)
+        most, by = next(own[_axes(data)])
         scale = Scale.unknown(most)
         rows = lax.div(cast(data, jnp.float32), lax.broadcast_in_dim(by, data.shape, (0,)))
         return replace(form, data=rows, scale=scale, unit=scale)
