@@ -326,3 +326,29 @@ def test_a_bound_of_what_has_any_scale(way, value):
     f = lambda x: jnp.clip(jnp.full(3, value, x.dtype), -0.5, 1) + x  # noqa: E731
     x = tiny(1, 2, 3)
     np.testing.assert_allclose(true(way(scalify(f))(x)), f(unscale(x, jnp.float32)), rtol=2.0**-10)
+
+
+BRANCHES = {
+    "cond": lambda x, y: lax.cond(y[0] > 0, lambda: jnp.zeros_like(x), lambda: x**3),
+    "switch": lambda x, y: lax.switch(jnp.int32(y[0] > 0), [lambda: x**3, lambda: 0 * x]),
+    "cast": lambda x, y: lax.cond(
+        y[0] > 0, lambda: jnp.zeros(x.shape), lambda: x.astype(jnp.float32) ** 3
+    ).astype(x.dtype),
+    "loop": lambda x, y: lax.fori_loop(
+        0, 3, lambda i, h: lax.cond(y[0] > 0, lambda: 0 * h, lambda: h**3), x
+    ),
+    "gradient": lambda x, y: jax.grad(
+        lambda x: lax.cond(y[0] > 0, lambda: jnp.zeros((), x.dtype), lambda: jnp.sum(x**3))
+    )(x),
+    "where": lambda x, y: jnp.where(y > 0, 0 * x, x**3),
+    "where by a scalar": lambda x, y: jnp.where(y[0] > 0, 0 * x, x**3),
+    "gradient of where": lambda x, y: jax.grad(lambda x: jnp.where(y > 0, 0, x**3).sum())(x),
+}
+
+
+@ways
+@pytest.mark.parametrize("name", BRANCHES)
+def test_zeros_in_the_place_of_large_values_do_not_crowd_out_others(way, name):
+    large, small = (ScaledArray(jnp.ones(4, jnp.float16), 2.0**k) for k in (20, -16))
+    f = lambda x, y: y + BRANCHES[name](x, y)  # noqa: E731
+    np.testing.assert_array_equal(true(way(scalify(f))(large, small)), np.full(4, 2.0**-16))

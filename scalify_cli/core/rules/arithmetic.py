@@ -64,7 +64,8 @@ def select(equation, which, *cases):
     if jnp.ndim(which) or len({x.scale for x in cases} - {None}) != len(cases) or len(cases) > 2:
         [x] = picks()(equation, which, *cases)
         kind = MASK if all(x.number is not None for x in cases) else MASKED
-        masks = not isinstance(x.role, Largest) and any(case.number == 0 for case in cases)
+        zeros = any(case.scale is None and case.number in (None, 0) for case in cases)
+        masks = zeros and not isinstance(x.role, Largest)
         return [replace(x, role=kind if masks else x.role)]
     aval, scale = equation.outvars[0].aval, select_scale(which, *(x.scale for x in cases))
     if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):

@@ -269,13 +269,15 @@ def cond(equation, which, *operands, run):
 
 
 def _joint(*forms: Any) -> Any:
-    """What is known of the result of one of several branches; a narrow one has one scale only."""
+    """What is known of the result of one of several branches; a narrow one has one scale only,
+    which says nothing of the zeros of another."""
     scales = [form.scale for form in forms if form is not None and form.scale is not None]
     if not scales:
         return forms[0]
     same, loose = len(set(scales)) == 1, all(form.loose for form in forms)
     known = UNKNOWN not in scales and (same or not is_narrow(forms[0].dtype))
-    scale = maximum(scales) if same else maximum(scales).vague()
+    scale = maximum(scales)
+    scale = scale if same and len(scales) == len(forms) else scale.vague()
     return replace(forms[0], scale=scale if known else UNKNOWN, loose=loose)
 
 

@@ -256,19 +256,20 @@ def _role(values: Sequence[Scaled]) -> Any:
     return "" if others else role
 
 
-def _of_bounded(*values: Scaled) -> str:
-    """What is bounded stays so beside known numbers."""
-    return BOUNDED if _role(values) == BOUNDED else ""
+def _of_terms(*values: Scaled) -> str:
+    """What is bounded stays so beside known numbers, and what is masked beside the like."""
+    role, alone = _role(values), all(x.number is None for x in values)
+    return role if role == BOUNDED or (role == MASKED and alone) else ""
 
 
 def _of_difference(x: Scaled, y: Scaled) -> str:
     if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
         return BELOW
-    role = _of_bounded(x, y)
+    role = _of_terms(x, y)
     return DECAYING if role and x.number is not None else role
 
 
-added, subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
+added, subtracted = agrees(of_sum, _of_terms), agrees(of_sum, _of_difference)
 
 
 def smallest(dtype: Any, *values: Scaled) -> Scale | None:
