@@ -352,3 +352,36 @@ def test_zeros_in_the_place_of_large_values_do_not_crowd_out_others(way, name):
     large, small = (ScaledArray(jnp.ones(4, jnp.float16), 2.0**k) for k in (20, -16))
     f = lambda x, y: y + BRANCHES[name](x, y)  # noqa: E731
     np.testing.assert_array_equal(true(way(scalify(f))(large, small)), np.full(4, 2.0**-16))
+
+
+RECIPROCALS = {
+    "1 / (1 + x²)": lambda x: 1 / (1 + x * x),
+    "x / (1 + x)": lambda x: x[::-1] / (1 + x),
+    "by a scalar": lambda x: x / (1 + x[0]),
+    "times one over a scalar": lambda x: x * (1 / (1 + x[0])),
+    "times a scalar's inverse root": lambda x: x * lax.rsqrt(1 + x[0]),
+    "times a root": lambda x: x[::-1] * lax.rsqrt(x * x + 1),
+    "by a root": lambda x: x[::-1] / jnp.sqrt(x * x + 1),
+    "inverse root": lambda x: lax.rsqrt(1 + x * x),
+    "inverse square": lambda x: (1 + x) ** -2,
+    "power": lambda x: jnp.power(1 + x, -3),
+    "cast": lambda x: (1 / (1 + x.astype(jnp.float32))).astype(x.dtype),
+    "cast by a scalar": lambda x: (x.astype(jnp.float32) / (1 + x[0].astype(jnp.float32))).astype(
+        x.dtype
+    ),
+    "gradient of log": jax.grad(lambda x: jnp.log(1 + x).sum()),
+    "gradient of atan": jax.grad(lambda x: jnp.arctan(x).sum()),
+    "gradient of a quotient": jax.grad(lambda x: (1 / (1 + x)).sum()),
+    "loop": lambda x: lax.scan(lambda c, row: (c, 1 / (1 + row)), 0.0, x)[1],
+}
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-20, 0, 10, 30])
+@pytest.mark.parametrize("name", RECIPROCALS)
+def test_what_is_divided_by_little_among_much_stays_finite(way, name, exponent):
+    f, data = RECIPROCALS[name], jnp.float16([0, 1, 2, 3])
+    wanted = f(data.astype(jnp.float32) * 2.0**exponent)
+    found = true(way(scalify(f))(ScaledArray(data, 2.0**exponent)))
+    largest = float(jnp.abs(wanted).max())
+    np.testing.assert_allclose(found, wanted, rtol=2.0**-8, atol=largest * 2.0**-9)

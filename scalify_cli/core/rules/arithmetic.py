@@ -84,6 +84,7 @@ def general_power(equation, x, y):
         return vague(equation, x, y)
     [x], scale, unit = factors([x], [int(n)])
     data = lax.integer_pow(register(x), int(n))
+    scale = scale and (scale.vague() if n < 0 else scale)
     return [result(equation.outvars[0].aval, data, scale, unit)]
 
 

@@ -37,6 +37,7 @@ from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
 MASK, MASKED, SQUARE = "mask", "masked", "square"
+INVERSE_ROOT = "inverse root"  # what rows are normalised by
 BELOW = "below"  # what a softmax subtracts the largest from
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 _REACH = 100  # binades from its unit that data in float32 may be
@@ -102,7 +103,7 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     x = x if y.number is None else _not_below(x, y.number > 0)
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [_shifted(x, by)]
-    x, y = _factor(x), _factor(y)
+    x, y = _factor(_normaliser(x, y)), _factor(_normaliser(y, x))
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
     decays = DECAYING in (x.role, y.role) and role != DECAYING
     (x, y), scale, unit = factors((x, y), (1, 1))
@@ -112,12 +113,18 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
 
 
 def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
-    """Division. A known power of two changes only the scale and the unit."""
+    """Division. A known power of two changes only the scale and the unit.
+
+    An array may hold what is far below its scale, and the quotient is as far above; what all of a
+    row is divided by is as large as the row.
+    """
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [_shifted(_not_below(x, True), by**-1)]
-    (x, y), scale, unit = factors((x, _factor(y)), (1, -1))
+    aval = equation.outvars[0].aval
+    each = y.shape == aval.shape != () and y.number is None
+    (x, y), scale, unit = factors((x, _divisor(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
-    return [result(equation.outvars[0].aval, data, scale, unit)]
+    return [result(aval, data, _vague_if(each, scale), unit)]
 
 
 def _factor(x: Scaled) -> Scaled:
@@ -126,10 +133,24 @@ def _factor(x: Scaled) -> Scaled:
     if x.scale is None:
         return x
     if x.number is None:
-        drifts = not x.shape and is_narrow(x.dtype) and any(x.scale.drift)
-        return measured(register(x), x.dtype, x.unit) if drifts else x
+        drifts = is_narrow(x.dtype) and (any(x.scale.drift) or not x.scale.trusted)
+        return measured(register(x), x.dtype, x.unit) if drifts and not x.shape else x
     exact = math.log2(abs(x.number))
     return replace(x, scale=Scale.beside(exact, round(exact)))
+
+
+def _divisor(x: Scaled) -> Scaled:
+    """A factor; of a scalar the size is told by itself only."""
+    if x.shape or x.number is not None or x.scale is None:
+        return _factor(x)
+    return x if x.scale.alone and x.scale.alone.is_size else measured(register(x), x.dtype, x.unit)
+
+
+def _normaliser(x: Scaled, other: Scaled) -> Scaled:
+    """x, of the size that it was given if rows of the other are normalised by it."""
+    if x.role != INVERSE_ROOT or x.scale is None or x.shape in ((), other.shape):
+        return x
+    return replace(x, scale=x.scale.of_degree(-1), role="")
 
 
 def _not_below(x: Scaled, positive: bool) -> Scaled:
@@ -149,7 +170,8 @@ def power(equation: Any, x: Scaled) -> list[Any]:
     kept, role = _gate(x, x) if n == 2 else (None, "")
     [x], scale, unit = factors([x], [n])
     [data] = bind(equation, [x.data])
-    return [result(aval, data, _near(scale, kept, aval.dtype), unit, role)]
+    scale = _vague_if(n < 0, _near(scale, kept, aval.dtype))
+    return [result(aval, data, scale, unit, role)]
 
 
 def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
@@ -241,12 +263,14 @@ def agrees(scale: Callable[..., Scale | None], role: Callable[..., Any] = lambda
 
 
 def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
-    """The largest; a wide dtype holds what a small known number is added to at its own scale. What
-    is masked may be the smaller term alone."""
+    """The largest; a wide dtype holds what a small known number, or one of any size, is added to at
+    its own scale. What is masked may be the smaller term alone."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
-    scale = _vague_if(uncertain, chosen(x.scale for x in heard or values))
+    known = [x for x in heard if is_narrow(dtype) or not x.scale or x.scale.trusted]
+    uncertain = uncertain or 0 < len(known) < len(heard)
+    scale = _vague_if(uncertain, chosen(x.scale for x in known or heard or values))
     return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
 
 
@@ -266,7 +290,7 @@ def _of_difference(x: Scaled, y: Scaled) -> str:
     if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
         return BELOW
     role = _of_terms(x, y)
-    return DECAYING if role and x.number is not None else role
+    return DECAYING if role == BOUNDED and x.number is not None else role
 
 
 added, subtracted = agrees(of_sum, _of_terms), agrees(of_sum, _of_difference)
@@ -373,7 +397,10 @@ def is_array(variable: Any) -> bool:
 
 
 def root(n: int, function: Callable) -> Rule:
-    """The n-th root (n < 0: its reciprocal), of true values where their unit has no such root."""
+    """The n-th root (n < 0: its reciprocal), of true values where their unit has no such root.
+
+    A reciprocal's size is known to what is normalised by it only: another may be of zeros.
+    """
 
     def rule(equation: Any, x: Scaled, *_: Any) -> list[Any]:
         sign, unit = (1 if n > 0 else -1), x.unit.root(abs(n))
@@ -381,7 +408,9 @@ def root(n: int, function: Callable) -> Rule:
         data = at(x, unit ** abs(n) if whole else ONE)
         scale = x.scale and x.scale.root(abs(n)) ** sign
         aval = equation.outvars[0].aval
-        return [result(aval, function(data), scale, unit**sign if whole else ONE)]
+        role = INVERSE_ROOT if n < 0 and scale and scale.trusted else ""
+        scale = _vague_if(n < 0, scale)
+        return [result(aval, function(data), scale, unit**sign if whole else ONE, role)]
 
     return rule
 
