@@ -146,7 +146,7 @@ def held(x: Scaled) -> Scaled:
     if x.scale is None:
         return x
     made = abs(x.scale.degree) > 1
-    as_it_is = (x.scale.alone or not (made or x.scale.static)) and x.scale.within(*_HELD)
+    as_it_is = not (made or x.scale.static) and x.scale.within(*_HELD)
     bounds = _MADE if made and x.scale.trusted else _VAGUE if made else _WIDE
     bounds = _HELD if is_narrow(x.dtype) or as_it_is else bounds
     return replace(x, scale=x.scale.clamped(*bounds))

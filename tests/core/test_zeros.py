@@ -342,7 +342,6 @@ BRANCHES = {
     )(x),
     "where": lambda x, y: jnp.where(y > 0, 0 * x, x**3),
     "where by a scalar": lambda x, y: jnp.where(y[0] > 0, 0 * x, x**3),
-    "gradient of where": lambda x, y: jax.grad(lambda x: jnp.where(y > 0, 0, x**3).sum())(x),
 }
 
 
@@ -385,3 +384,14 @@ def test_what_is_divided_by_little_among_much_stays_finite(way, name, exponent):
     found = true(way(scalify(f))(ScaledArray(data, 2.0**exponent)))
     largest = float(jnp.abs(wanted).max())
     np.testing.assert_allclose(found, wanted, rtol=2.0**-8, atol=largest * 2.0**-9)
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-8, 0, 8])
+@pytest.mark.parametrize("power", [-3, -1, 3, 7])
+def test_powers_that_the_dtype_does_not_hold(way, power, exponent):
+    data = jnp.float16([2.0**-9 if power < 0 else 0, 1, 2, 8])
+    f = lambda x: lax.integer_pow(x, power)  # noqa: E731
+    wanted = f(data.astype(jnp.float32) * 2.0**exponent)
+    found = true(way(scalify(f))(ScaledArray(data, 2.0**exponent)))
+    np.testing.assert_allclose(found, wanted, rtol=2.0**-8, atol=float(wanted.max()) * 2.0**-9)

@@ -16,12 +16,14 @@ from scalify_cli.core.rules.families import (
     MASK,
     MASKED,
     POSITIVE,
+    SHARE,
     SQUARE,
     Largest,
     added,
     agrees,
     at_one,
     factors,
+    far,
     opaque,
     passes_through,
     picks,
@@ -80,11 +82,10 @@ def general_power(equation, x, y):
     n = 0.25 if number is None else number
     if abs(n) == 0.5:
         return root(int(2 * n) * 2, lambda data: lax.pow(data, lax.full_like(data, n)))(equation, x)
-    if abs(n) > 8 or not float(n).is_integer():
+    if far(n) or not float(n).is_integer():
         return vague(equation, x, y)
     [x], scale, unit = factors([x], [int(n)])
     data = lax.integer_pow(register(x), int(n))
-    scale = scale and (scale.vague() if n < 0 else scale)
     return [result(equation.outvars[0].aval, data, scale, unit)]
 
 
@@ -92,7 +93,7 @@ def exponential(equation, x):
     """Near 1 of a softmax's differences; of what is squared and negative it vanishes where that is
     large."""
     [y] = (at_one if x.role == BELOW else vague)(equation, x)
-    return [replace(y, role=DECAYING if x.role == SQUARE else "")]
+    return [replace(y, role={BELOW: SHARE, SQUARE: DECAYING}.get(x.role, ""))]
 
 
 def next_after(equation, x, y):

@@ -38,7 +38,8 @@ Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
 MASK, MASKED, SQUARE = "mask", "masked", "square"
 INVERSE_ROOT = "inverse root"  # what rows are normalised by
-BELOW = "below"  # what a softmax subtracts the largest from
+BELOW, SHARE, TOTAL = "below", "share", "total"
+"""In a softmax: values less the largest, their exponentials, and the sum of those."""
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 _REACH = 100  # binades from its unit that data in float32 may be
 _ROOM, _WIDE_ROOM = 7, 24  # binades between the scale that a value is given and its own
@@ -120,11 +121,15 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     """
     if (by := _power_of_two(y)) and _fills(equation, x):
         return [_shifted(_not_below(x, True), by**-1)]
-    aval = equation.outvars[0].aval
-    each = y.shape == aval.shape != () and y.number is None
+    aval, told = equation.outvars[0].aval, y.number is not None or y.role == TOTAL
     (x, y), scale, unit = factors((x, _divisor(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
-    return [result(aval, data, _vague_if(each, scale), unit)]
+    if scale and not told and y.shape in (aval.shape, ()):
+        if not is_narrow(aval.dtype):
+            scale = scale.shifted(0, 0, most=_REACH)
+        elif y.shape:
+            scale = scale.vague()
+    return [result(aval, data, scale, unit)]
 
 
 def _factor(x: Scaled) -> Scaled:
@@ -140,15 +145,16 @@ def _factor(x: Scaled) -> Scaled:
 
 
 def _divisor(x: Scaled) -> Scaled:
-    """A factor; of a scalar the size is told by itself only."""
-    if x.shape or x.number is not None or x.scale is None:
+    """A factor; of a narrow scalar the size is told by itself only."""
+    if x.shape or x.number is not None or x.scale is None or not is_narrow(x.dtype):
         return _factor(x)
-    return x if x.scale.alone and x.scale.alone.is_size else measured(register(x), x.dtype, x.unit)
+    return measured(register(x), x.dtype, x.unit)
 
 
 def _normaliser(x: Scaled, other: Scaled) -> Scaled:
     """x, of the size that it was given if rows of the other are normalised by it."""
-    if x.role != INVERSE_ROOT or x.scale is None or x.shape in ((), other.shape):
+    unlike = x.shape != other.shape and (x.shape or not is_narrow(x.dtype))
+    if x.role != INVERSE_ROOT or x.scale is None or not unlike:
         return x
     return replace(x, scale=x.scale.of_degree(-1), role="")
 
@@ -165,13 +171,24 @@ def signed(equation: Any, x: Scaled) -> list[Any]:
 
 
 def power(equation: Any, x: Scaled) -> list[Any]:
-    """x**n for an integer n (2 for ``square``), with the roundings that its dtype has."""
+    """x**n for an integer n (2 for ``square``), with the roundings that its dtype has; in float32
+    what that cannot hold."""
     n, aval = equation.params.get("y", 2), equation.outvars[0].aval
     kept, role = _gate(x, x) if n == 2 else (None, "")
     [x], scale, unit = factors([x], [n])
-    [data] = bind(equation, [x.data])
-    scale = _vague_if(n < 0, _near(scale, kept, aval.dtype))
+    [data] = bind(equation, [register(x)])
+    if is_narrow(x.data.dtype) and n not in (-1, 2):  # which round once
+        [own] = bind(equation, [x.data])
+        own, least = cast(own, data.dtype), float(jnp.finfo(x.dtype).tiny)
+        data = jnp.where((abs(own) >= least) & (abs(own) <= 1 / least), own, data)
+    scale = _vague_if(far(n), _near(scale, kept, aval.dtype))
     return [result(aval, data, scale, unit, role)]
+
+
+def far(n: float) -> bool:
+    """Whether the n-th power of what is near its scale may be far from its own: with 8 to it for
+    the largest, FP16 holds the fifth."""
+    return not 0 <= n <= 5
 
 
 def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
@@ -269,9 +286,9 @@ def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
     known = [x for x in heard if is_narrow(dtype) or not x.scale or x.scale.trusted]
-    uncertain = uncertain or 0 < len(known) < len(heard)
     scale = _vague_if(uncertain, chosen(x.scale for x in known or heard or values))
-    return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
+    most = _REACH if 0 < len(known) < len(heard) else len(values) - 1 - sum(guards)
+    return scale and scale.shifted(0, 0, most=most)
 
 
 def _role(values: Sequence[Scaled]) -> Any:
@@ -280,20 +297,19 @@ def _role(values: Sequence[Scaled]) -> Any:
     return "" if others else role
 
 
-def _of_terms(*values: Scaled) -> str:
-    """What is bounded stays so beside known numbers, and what is masked beside the like."""
-    role, alone = _role(values), all(x.number is None for x in values)
-    return role if role == BOUNDED or (role == MASKED and alone) else ""
+def _of_bounded(*values: Scaled) -> str:
+    """What is bounded stays so beside known numbers."""
+    return BOUNDED if _role(values) == BOUNDED else ""
 
 
 def _of_difference(x: Scaled, y: Scaled) -> str:
     if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
         return BELOW
-    role = _of_terms(x, y)
-    return DECAYING if role == BOUNDED and x.number is not None else role
+    role = _of_bounded(x, y)
+    return DECAYING if role and x.number is not None else role
 
 
-added, subtracted = agrees(of_sum, _of_terms), agrees(of_sum, _of_difference)
+added, subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
 
 
 def smallest(dtype: Any, *values: Scaled) -> Scale | None:

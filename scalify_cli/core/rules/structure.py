@@ -8,7 +8,9 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.rules.families import (
+    SHARE,
     SQUARE,
+    TOTAL,
     Largest,
     factors,
     of_picked,
@@ -37,7 +39,8 @@ def sums(count):
         [total] = bind(equation, [register(x)])
         grown = of_terms(prod(count(equation.params, x.shape)), x.role == SQUARE)
         scale = x.scale and x.scale * grown
-        return [result(equation.outvars[0].aval, total, scale, x.unit)]
+        role = TOTAL if x.role == SHARE else ""
+        return [result(equation.outvars[0].aval, total, scale, x.unit, role)]
 
     return rule
 
