@@ -34,6 +34,7 @@ def true(tree):
         lambda x: lax.clamp(np.asarray(0, x.dtype), x, np.asarray(np.inf, x.dtype)),
         lambda x: jnp.where(jnp.isfinite(x), x, -jnp.inf),
         lambda x: jnp.clip(x, 0),
+        lambda x: 0 * x + x,
     ],
 )
 def test_a_zero_or_an_infinity_does_not_move_the_scale(way, f):
@@ -384,6 +385,14 @@ def test_what_is_divided_by_little_among_much_stays_finite(way, name, exponent):
     found = true(way(scalify(f))(ScaledArray(data, 2.0**exponent)))
     largest = float(jnp.abs(wanted).max())
     np.testing.assert_allclose(found, wanted, rtol=2.0**-8, atol=largest * 2.0**-9)
+
+
+@ways
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_zeros_and_values_of_any_size_are_those(way, dtype):
+    x = jnp.asarray([1, 2, -3], dtype)
+    found = true(way(scalify(lambda x: 0 * x + jnp.expm1(x)))(ScaledArray(x, 2.0**-20)))
+    np.testing.assert_allclose(found, np.expm1(np.float32(x) * 2.0**-20), rtol=2.0**-9)
 
 
 @ways

@@ -285,9 +285,10 @@ def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
-    known = [x for x in heard if is_narrow(dtype) or not x.scale or x.scale.trusted]
-    scale = _vague_if(uncertain, chosen(x.scale for x in known or heard or values))
-    most = _REACH if 0 < len(known) < len(heard) else len(values) - 1 - sum(guards)
+    scales = [x.scale for x in heard or values if x.scale]
+    known = [x for x in scales if is_narrow(dtype) or x.trusted] or scales
+    scale = _vague_if(uncertain, chosen(known))
+    most = len(values) - 1 - sum(guards) if len(known) == len(scales) else _REACH
     return scale and scale.shifted(0, 0, most=most)
 
 
