@@ -124,11 +124,9 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     aval, told = equation.outvars[0].aval, y.number is not None or y.role == TOTAL
     (x, y), scale, unit = factors((x, _divisor(y)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
-    if scale and not told and y.shape in (aval.shape, ()):
-        if not is_narrow(aval.dtype):
-            scale = scale.shifted(0, 0, most=_REACH)
-        elif y.shape:
-            scale = scale.vague()
+    told = told or (not y.shape and is_narrow(y.dtype))  # such a one has been measured
+    if not told and y.shape in (aval.shape, ()):
+        scale = _perhaps_above(scale, aval.dtype)
     return [result(aval, data, scale, unit)]
 
 
@@ -181,7 +179,8 @@ def power(equation: Any, x: Scaled) -> list[Any]:
         [own] = bind(equation, [x.data])
         own, least = cast(own, data.dtype), float(jnp.finfo(x.dtype).tiny)
         data = jnp.where((abs(own) >= least) & (abs(own) <= 1 / least), own, data)
-    scale = _vague_if(far(n), _near(scale, kept, aval.dtype))
+    scale = _near(scale, kept, aval.dtype)
+    scale = _perhaps_above(scale, aval.dtype) if far(n) else scale
     return [result(aval, data, scale, unit, role)]
 
 
@@ -244,6 +243,13 @@ def _vague_if(uncertain: Any, scale: Scale | None) -> Scale | None:
     return scale.vague() if scale and uncertain else scale
 
 
+def _perhaps_above(scale: Scale | None, dtype: Any) -> Scale | None:
+    """The scale of what may be far above it: a wide dtype holds that all the same."""
+    if scale is None or is_narrow(dtype):
+        return _vague_if(True, scale)
+    return scale.shifted(0, 0, most=_REACH)
+
+
 def _power_of_two(x: Scaled) -> Scale | None:
     return x.scale if x.number is not None and math.frexp(x.number)[0] == 0.5 else None
 
@@ -280,16 +286,13 @@ def agrees(scale: Callable[..., Scale | None], role: Callable[..., Any] = lambda
 
 
 def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
-    """The largest; a wide dtype holds what a small known number, or one of any size, is added to at
-    its own scale. What is masked may be the smaller term alone."""
+    """The largest; a wide dtype holds what a small known number is added to at its own scale. What
+    is masked may be the smaller term alone."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
     uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
-    scales = [x.scale for x in heard or values if x.scale]
-    known = [x for x in scales if is_narrow(dtype) or x.trusted] or scales
-    scale = _vague_if(uncertain, chosen(known))
-    most = len(values) - 1 - sum(guards) if len(known) == len(scales) else _REACH
-    return scale and scale.shifted(0, 0, most=most)
+    scale = _vague_if(uncertain, chosen(x.scale for x in heard or values))
+    return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
 
 
 def _role(values: Sequence[Scaled]) -> Any:
@@ -426,7 +429,7 @@ def root(n: int, function: Callable) -> Rule:
         scale = x.scale and x.scale.root(abs(n)) ** sign
         aval = equation.outvars[0].aval
         role = INVERSE_ROOT if n < 0 and scale and scale.trusted else ""
-        scale = _vague_if(n < 0, scale)
+        scale = _perhaps_above(scale, aval.dtype) if n < 0 else scale
         return [result(aval, function(data), scale, unit**sign if whole else ONE, role)]
 
     return rule
