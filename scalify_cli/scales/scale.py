@@ -63,6 +63,11 @@ class Atom:
         self.bounds = bounds
         self.memo: dict[Any, Atom] = {}
 
+    @property
+    def is_factor(self) -> bool:
+        """Whether its array is the scale itself."""
+        return not (self.is_size or self.rule) and self.array.dtype == jnp.float32
+
 
 class Scale:
     """log2 of a scale: ``constant + sum(coefficient * atom)``.
@@ -223,13 +228,12 @@ class Scale:
         """
         if self.static:
             return math.ldexp(1, min(max(self.constant, MIN_EXPONENT), BIAS))
-        [(atom, n), *others] = self.terms
-        if not others and not self.constant and atom.array is not None:
-            if atom.is_size and n == -1:
-                return once(atom, "inverse", lambda: inverse_power(here(atom.array)))
-            if n == 1 and not atom.is_size and atom.array.dtype == jnp.float32:
-                return here(atom.array)
-        return once(atom, self, lambda: requested(self))
+        own, inverse = self.alone, (self**-1).alone
+        if own and own.is_factor:
+            return here(own.array)
+        if inverse and inverse.is_size:
+            return once(inverse, "inverse", lambda: inverse_power(here(inverse.array)))
+        return once(self.terms[0][0], self, lambda: requested(self))
 
 
 ONE = Scale()

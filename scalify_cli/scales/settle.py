@@ -83,15 +83,15 @@ def _in_rounds(jaxpr: jex.Jaxpr) -> jex.Jaxpr:
     """The same program: what no request that is left has to wait for comes first, so that as many
     as can be are answered together."""
     rounds: dict[Any, int] = {}
-    order, last = [], 0
+    placed, last = [], 0
     for equation in jaxpr.eqns:
         own = max((rounds.get(x, 0) for x in equation.invars if is_variable(x)), default=0)
         own = max(own + _asks(equation), last if equation.effects else 0)
         last = own if equation.effects else last
         rounds |= dict.fromkeys(equation.outvars, own)
-        order.append(own)
-    pairs = sorted(zip(order, jaxpr.eqns, strict=True), key=lambda pair: pair[0])
-    return jaxpr.replace(eqns=[equation for _, equation in pairs])
+        placed.append((own, equation))
+    placed.sort(key=lambda pair: pair[0])
+    return jaxpr.replace(eqns=[equation for _, equation in placed])
 
 
 class _Requests:

@@ -22,22 +22,16 @@ from scalify_cli.core.rules.families import (
     added,
     agrees,
     at_one,
-    factors,
-    far,
     opaque,
     passes_through,
     picks,
-    power,
-    product,
-    quotient,
     result,
-    root,
     scale_free,
-    signed,
     smallest,
     subtracted,
     vague,
 )
+from scalify_cli.core.rules.products import factors, far, power, product, quotient, root, signed
 from scalify_cli.core.values import Scaled, aligned, at, promote, register, stored
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum

@@ -276,9 +276,9 @@ def _joint(*forms: Any) -> Any:
         return forms[0]
     same, loose = len(set(scales)) == 1, all(form.loose for form in forms)
     known = UNKNOWN not in scales and (same or not is_narrow(forms[0].dtype))
-    scale = maximum(scales)
-    scale = scale if same and len(scales) == len(forms) else scale.vague()
-    return replace(forms[0], scale=scale if known else UNKNOWN, loose=loose)
+    scale, sure = maximum(scales), same and len(scales) == len(forms)
+    scale = UNKNOWN if not known else scale if sure else scale.vague()
+    return replace(forms[0], scale=scale, loose=loose)
 
 
 def remat(equation, *operands, run):

@@ -12,7 +12,6 @@ from scalify_cli.core.rules.families import (
     SQUARE,
     TOTAL,
     Largest,
-    factors,
     of_picked,
     of_sum,
     of_terms,
@@ -21,6 +20,7 @@ from scalify_cli.core.rules.families import (
     result,
     vague,
 )
+from scalify_cli.core.rules.products import factors
 from scalify_cli.core.rules.programs import combined
 from scalify_cli.core.values import Scaled, Uniform, aligned, at, register
 from scalify_cli.jaxprs.interpreter import bind
