@@ -28,13 +28,15 @@ from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, w
 from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
 from scalify_cli.jaxprs.tracing import once
 from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2
-from scalify_cli.scales.scale import ONE, Scale
+from scalify_cli.scales.scale import ONE, Scale, minimum
 
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
 _FAR = 12
 """Degree and drift together of a scale that data is stored at. FP16 holds 16 binades above it; the
 largest of an argument's values may be a few above its scale, which is their root mean square."""
+_BELOW = 4
+"""Binades that the largest value of what may be far below its scale may be below it."""
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""
@@ -145,7 +147,7 @@ def held(x: Scaled) -> Scaled:
     """x with a scale that float32 holds."""
     if x.scale is None:
         return x
-    made = abs(x.scale.degree) > 1
+    made = abs(x.scale.degree) > 1 or x.scale.drift[0] < -_FAR
     as_it_is = not (made or x.scale.static) and x.scale.within(*_HELD)
     bounds = _MADE if made and x.scale.trusted else _VAGUE if made else _WIDE
     bounds = _HELD if is_narrow(x.dtype) or as_it_is else bounds
@@ -224,10 +226,14 @@ def sized(x: Scaled) -> Scaled:
     """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
     if x.scale is None or not is_narrow(x.dtype):
         return x
-    drift = max(map(abs, x.scale.drift))
-    if x.scale.trusted and abs(x.scale.degree) + drift <= _FAR:
+    least, most = (abs(x.scale.degree) + abs(end) for end in x.scale.drift)
+    if x.scale.trusted and max(least, most) <= _FAR:
         return x
-    return replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
+    found = replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
+    if not x.scale.trusted or most > _FAR:
+        return found
+    lowered = minimum([x.scale, found.scale.shifted(_BELOW)])
+    return replace(found, scale=lowered.of_degree(1))
 
 
 def stored(x: Scaled, dtype: Any = None) -> Scaled:

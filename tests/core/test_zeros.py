@@ -404,3 +404,44 @@ def test_powers_that_the_dtype_does_not_hold(way, power, exponent):
     wanted = f(data.astype(jnp.float32) * 2.0**exponent)
     found = true(way(scalify(f))(ScaledArray(data, 2.0**exponent)))
     np.testing.assert_allclose(found, wanted, rtol=2.0**-8, atol=float(wanted.max()) * 2.0**-9)
+
+
+BESIDE_ZEROS = {
+    "sum": lambda x, z: x + z,
+    "difference": lambda x, z: z - x,
+    "sum of products": lambda x, z: x * x + z * x,
+    "moving average": lambda x, z: 0.9 * z + 0.1 * x,
+    "interpolation": lambda x, z: z + 0.1 * (x - z),
+    "three": lambda x, z: (x + z) + (x - z),
+    "concatenation": lambda x, z: jnp.concatenate([x, z]),
+    "update": lambda x, z: z.at[1:].set(x[1:]),
+    "updates that are added": lambda x, z: z.at[jnp.array([0, 0, 1])].add(x),
+    "slice": lambda x, z: lax.dynamic_update_slice(jnp.concatenate([z, z]), x, (1,)),
+    "largest": jnp.maximum,
+    "choice": lambda x, z: jnp.where(x > 0, x, z),
+    "outer products": lambda x, z: jnp.outer(x, x) + jnp.outer(z, x),
+    "carry": lambda x, z: lax.fori_loop(0, 3, lambda _, c: c + x + z, z),
+    "rows": lambda x, z: lax.scan(lambda c, row: (c, row + x), x, jnp.stack([z, z]))[1],
+    "gradient": lambda x, z: jax.grad(lambda x: jnp.sum(x * x * z) + jnp.sum(x * x))(x),
+    "cast": lambda x, z: (x.astype(jnp.float32) + z.astype(jnp.float32)).astype(x.dtype) / x,
+    "relu": lambda x, z: x + jax.nn.relu(z - 1),
+    "one number": lambda x, z: x * (1 + z),
+}
+
+
+@ways
+@pytest.mark.parametrize("exponent", [4, 20, 50])
+@pytest.mark.parametrize("name", BESIDE_ZEROS)
+def test_zeros_known_at_run_time_only_do_not_crowd_out_others(way, name, exponent):
+    x, z = tiny(1.5, -0.75, 3), ScaledArray(jnp.zeros(3, jnp.float16), 2.0**exponent)
+    found = true(way(scalify(BESIDE_ZEROS[name]))(x, z))
+    wanted = BESIDE_ZEROS[name](jnp.float32([1.5, -0.75, 3]) * TINY, jnp.zeros(3))
+    largest = float(jnp.abs(wanted).max())
+    np.testing.assert_allclose(found, wanted, rtol=2.0**-9, atol=largest * 2.0**-10)
+
+
+@ways
+@pytest.mark.parametrize("exponent", [-30, 30])
+def test_a_sum_has_the_larger_scale_where_that_is_not_of_zeros(way, exponent):
+    x, y = (ScaledArray(jnp.float16([1.5, -0.75, 3]), 2.0**k) for k in (0, exponent))
+    assert float(way(scalify(jnp.add))(x, y).scale) == max(1, 2.0**exponent)

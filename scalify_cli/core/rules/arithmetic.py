@@ -13,12 +13,9 @@ from scalify_cli.core.rules.families import (
     BELOW,
     BOUNDED,
     DECAYING,
-    MASK,
-    MASKED,
     POSITIVE,
     SHARE,
     SQUARE,
-    Largest,
     added,
     agrees,
     at_one,
@@ -58,11 +55,7 @@ def larger(equation, x, y):
 def select(equation, which, *cases):
     """A choice by a scalar takes the chosen case's scale; otherwise the cases agree on one."""
     if jnp.ndim(which) or len({x.scale for x in cases} - {None}) != len(cases) or len(cases) > 2:
-        [x] = picks()(equation, which, *cases)
-        kind = MASK if all(x.number is not None for x in cases) else MASKED
-        zeros = any(case.scale is None and case.number in (None, 0) for case in cases)
-        masks = zeros and not isinstance(x.role, Largest)
-        return [replace(x, role=kind if masks else x.role)]
+        return picks()(equation, which, *cases)
     aval, scale = equation.outvars[0].aval, select_scale(which, *(x.scale for x in cases))
     if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):
         return [Scaled(lax.select_n(which, *(stored(x).data for x in cases)), scale)]

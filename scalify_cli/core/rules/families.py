@@ -10,6 +10,7 @@ the outputs. For a function f of s*x:
   size, that is measured if it is to be stored in a narrow dtype.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,11 +30,11 @@ from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
 Rule = Callable[..., list[Any]]
-BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
-MASK, MASKED, SQUARE = "mask", "masked", "square"
+BOUNDED, DECAYING, GATE, POSITIVE, SQUARE = "bounded", "decaying", "gate", "positive", "square"
 BELOW, SHARE, TOTAL = "below", "share", "total"
 """In a softmax: values less the largest, their exponentials, and the sum of those."""
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
+REACH = 100  # binades from its unit that data in float32 may be
 ROOM = 7  # binades between the scale that a narrow value is given and its own
 
 
@@ -65,9 +66,12 @@ def scale_free(equation: Any, x: Scaled) -> list[Any]:
     return passes_through(equation, replace(x, scale=ONE, unit=ONE))
 
 
-def vague_if(uncertain: Any, scale: Scale | None) -> Scale | None:
-    """The scale, of data that may be of any size where it is uncertain."""
-    return scale.vague() if scale and uncertain else scale
+def of_several(scale: Scale | None, values: Sequence[Scaled]) -> Scale | None:
+    """The largest scale of some values, which may be zeros where it is theirs."""
+    scales = {x.scale for x in values if x.scale is not None}
+    near = all((x / y).bounds[1] <= ROOM for x, y in itertools.permutations(scales, 2))
+    sure = near and all(x.drift[0] >= -ROOM for x in scales)
+    return scale if sure or not scale else scale.shifted(0, -REACH, most=0)
 
 
 def agrees(scale: Callable[..., Scale | None], role: Callable[..., Any] = lambda *_: "") -> Rule:
@@ -88,12 +92,11 @@ def agrees(scale: Callable[..., Scale | None], role: Callable[..., Any] = lambda
 
 
 def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
-    """The largest; a wide dtype holds what a small known number is added to at its own scale. What
-    is masked may be the smaller term alone."""
+    """The largest; a wide dtype holds what a small known number is added to at its own scale."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
-    heard = [x for x, guard in zip(values, guards, strict=True) if not guard or is_narrow(dtype)]
-    uncertain = any(x.role == MASKED for x in values) and len({x.scale for x in values}) > 1
-    scale = vague_if(uncertain, chosen(x.scale for x in heard or values))
+    terms = [x for x, guard in zip(values, guards, strict=True) if not guard]
+    heard = values if is_narrow(dtype) or not terms else terms
+    scale = of_several(chosen(x.scale for x in heard), terms)
     return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
 
 
@@ -136,8 +139,12 @@ def of_picked(*sides: int) -> Callable[..., Scale | None]:
         sided = zip(values, [*sides, *[0] * len(values)], strict=False)
         numbers = [x for x, side in sided if x.number is not None and not x.number * side > 0]
         found = chosen([arrays, *(_beside(arrays, x.scale, dtype) for x in numbers)])
-        bound = chosen(x.scale for x in values)  # of what may be infinite
-        return bound.vague() if bound and not found else found
+        if not found:
+            found = chosen(x.scale for x in values)  # of what may be infinite
+            return found and found.vague()
+        if arrays and any(x.number is not None and x.scale for x in values):
+            return found.vague()
+        return of_several(found, values)
 
     return scale
 
@@ -154,22 +161,14 @@ def _beside(arrays: Scale | None, number: Scale | None, dtype: Any) -> Scale | N
     return maximum([Scale(lowest), yields])
 
 
-def picks(*sides: int, joins: bool = False) -> Rule:
-    """The result is made of elements of the operands, as of max and select: perhaps of those of the
-    smaller scale only.
+def picks(*sides: int) -> Rule:
+    """The result is made of elements of the operands, as of max, select and concatenate.
 
     A number beyond the dtype, such as -1e30 in FP16, is the infinity that it is in plain JAX.
 
     Args:
         sides: as of ``of_picked``.
-        joins: whether all elements are in the result, as of pad and concatenate.
     """
-
-    def scale(dtype: Any, *values: Scaled) -> Scale | None:
-        arrays = {x.scale for x in values if x.number is None} - {None}
-        numbers = {x.number for x in values if x.number is not None and x.scale is not None}
-        uncertain = arrays and (numbers or (len(arrays) > 1 and not joins))
-        return vague_if(uncertain, of_picked(*sides)(dtype, *values))
 
     def role(*values: Scaled) -> Any:
         kept = _role(values)
@@ -177,7 +176,7 @@ def picks(*sides: int, joins: bool = False) -> Rule:
         still = below and all(x.number is None or x.number <= 0 for x in values)
         return kept if still or kept == BOUNDED else ""
 
-    rule = agrees(scale, role)
+    rule = agrees(of_picked(*sides), role)
     return lambda equation, *operands: rule(equation, *map(_mask, operands))
 
 

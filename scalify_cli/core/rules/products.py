@@ -14,9 +14,8 @@ from scalify_cli.core.rules.families import (
     BOUNDED,
     DECAYING,
     GATE,
-    MASK,
-    MASKED,
     POSITIVE,
+    REACH,
     ROOM,
     SQUARE,
     TOTAL,
@@ -24,14 +23,12 @@ from scalify_cli.core.rules.families import (
     Rule,
     passes_through,
     result,
-    vague_if,
 )
 from scalify_cli.core.values import NEAR, Scaled, at, measured, register, times, true
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, maximum, minimum
 
 _INVERSE_ROOT = "inverse root"  # the role of what rows are normalised by
-_REACH = 100  # binades from its unit that data in float32 may be
 _WIDE_ROOM = 24  # as ROOM, of a wide dtype
 
 
@@ -54,7 +51,7 @@ def factors(
     """
     scale, unit = multiplied(values, powers)
     close = all(is_narrow(x.dtype) for x in values) or abs(unit.constant) <= NEAR
-    known = scale is None or (scale.trusted and (scale / unit).reach <= _REACH)
+    known = scale is None or (scale.trusted and (scale / unit).reach <= REACH)
     if close and unit.trusted and known:
         return list(values), scale, unit
     return list(map(true, values)), scale, ONE
@@ -72,7 +69,8 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     (x, y), scale, unit = factors((x, y), (1, 1))
     aval = equation.outvars[0].aval
     [data] = bind(equation, [register(x), register(y)])
-    return [result(aval, data, vague_if(decays, _near(scale, kept, aval.dtype)), unit, role)]
+    scale = _near(scale, kept, aval.dtype)
+    return [result(aval, data, scale and scale.vague() if decays else scale, unit, role)]
 
 
 def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
@@ -165,8 +163,6 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
         if one.role == GATE != other.role:
             return _times_unknown(one, other), ""
     roles = {x.role, y.role}
-    if roles & {MASK, MASKED}:
-        return None, MASKED
     if roles <= {BOUNDED, DECAYING}:
         return None, x.role if len(roles) == 1 else DECAYING
     return None, SQUARE if x.data is y.data else ""
@@ -201,7 +197,7 @@ def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None
 
 def _perhaps_above(scale: Scale | None, dtype: Any) -> Scale | None:
     """The scale of what may be far above it: a wide dtype holds that all the same."""
-    return scale and (scale.vague() if is_narrow(dtype) else scale.shifted(0, 0, most=_REACH))
+    return scale and (scale.vague() if is_narrow(dtype) else scale.shifted(0, 0, most=REACH))
 
 
 def _power_of_two(x: Scaled) -> Scale | None:

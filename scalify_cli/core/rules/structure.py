@@ -136,9 +136,7 @@ RULES = {
 }
 RULES |= dict.fromkeys((p.scatter_add_p, lax.scatter_sub_p), scatter(of_sum, sums=True))
 RULES |= dict.fromkeys((p.scatter_max_p, p.scatter_min_p), scatter(of_picked()))
-RULES |= dict.fromkeys(
-    (p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), picks(joins=True)
-)
+RULES |= dict.fromkeys((p.concatenate_p, p.pad_p, lax.stack_p, p.dynamic_update_slice_p), picks())
 RULES |= dict.fromkeys((p.select_and_scatter_add_p, p.select_and_gather_add_p), selected)
 RULES |= dict.fromkeys(
     (
