@@ -40,7 +40,6 @@ _BELOW = 4
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""
-_MOST = np.float32(2.0**MAX_EXPONENT)
 
 
 @dataclass(eq=False)
@@ -189,7 +188,7 @@ def _size(data: Any, least: int) -> Scale:
     def found() -> Scale:
         sizes = lax.select(lax.is_finite(data), lax.abs(data), lax.full_like(data, 0))
         largest = cast(lax.reduce_max(sizes, range(data.ndim)), jnp.float32)
-        return Scale.of_size(lax.clamp(np.float32(2.0**least), largest, _MOST))
+        return Scale.of_size(largest, least)
 
     return once(data, ("size", least), found)
 

@@ -23,8 +23,10 @@ def inverse_exp2(code: Any) -> Any:
     return lax.div(jnp.full_like(inverse, 2), inverse)
 
 
-def inverse_power(size: Any) -> Any:
-    """1 over the power of two at or below a float32 from 2**-126 to 2**126; by a division too."""
+def inverse_power(size: Any, least: int) -> Any:
+    """1 over the power of two at or below a float32, held to 2**least and 2**126; by a division
+    too."""
+    size = lax.clamp(np.float32(2.0**least), size, np.float32(2.0**MAX_EXPONENT))
     exponent = lax.bitcast_convert_type(size, jnp.int32) & np.int32(0xFF << _MANTISSA_BITS)
     power = lax.bitcast_convert_type(exponent, jnp.float32)
     return lax.div(jnp.full_like(power, 1), power)

@@ -103,9 +103,9 @@ class Scale:
         return Scale(0, [(Atom(exponent, bounds=(-bound, bound)), 1)], 1)
 
     @staticmethod
-    def of_size(size: Any) -> "Scale":
-        """The power of two at or below a float32 scalar, which is within the bounds of scales."""
-        return Scale(0, [(Atom(size, is_size=True), 1)], 1)
+    def of_size(size: Any, least: int = MIN_EXPONENT) -> "Scale":
+        """The power of two at or below a float32 scalar, from 2**least on."""
+        return Scale(0, [(Atom(size, bounds=(least, MAX_EXPONENT), is_size=True), 1)], 1)
 
     @staticmethod
     def beside(exact: float, constant: int) -> "Scale":
@@ -232,7 +232,8 @@ class Scale:
         if own and own.is_factor:
             return here(own.array)
         if inverse and inverse.is_size:
-            return once(inverse, "inverse", lambda: inverse_power(here(inverse.array)))
+            size, least = inverse.array, inverse.bounds[0]
+            return once(inverse, "inverse", lambda: inverse_power(here(size), least))
         return once(self.terms[0][0], self, lambda: requested(self))
 
 

@@ -160,11 +160,14 @@ class _Exponents:
         return dict(zip(requests, jnp.unstack(inverse_exp2(codes)), strict=True))
 
     def _include(self, atoms: Sequence[Any]) -> None:
-        """Adds what came from outside: float32 scales, then int32 exponents."""
+        """Adds what came from outside: float32 scales and sizes, then int32 exponents."""
         for dtype, exponents in ((jnp.float32, exponent_of_power), (jnp.int32, lambda x: x)):
             group = [atom for atom in atoms if self.given[atom].dtype == dtype]
             if group:
-                self._append(exponents(jnp.stack([self.given[atom] for atom in group])), group)
+                found = exponents(jnp.stack([self.given[atom] for atom in group]))
+                least = np.int32([atom.bounds[0] for atom in group])
+                sized = any(atom.is_size for atom in group)
+                self._append(lax.max(found, least) if sized else found, group)
 
     def _append(self, new: Any, atoms: Sequence[Any]) -> None:
         self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
