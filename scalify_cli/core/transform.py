@@ -184,7 +184,7 @@ def _promoted(equation: Any, operands: Sequence[Any], fuses: bool) -> list[Any]:
     whole = not (arrays and equation.primitive in _TAKES_SCALARS)
     pairs = zip(operands, map(is_array, equation.invars), strict=True)
     values = [promote(x, whole) if array and is_float(x) else x for x, array in pairs]
-    return [x.with_data(register(x)) if fuses and isinstance(x, Scaled) else x for x in values]
+    return [replace(x, data=register(x)) if fuses and isinstance(x, Scaled) else x for x in values]
 
 
 def rule_for(equation: Any, operands: Sequence[Any], rules: Mapping) -> Callable:

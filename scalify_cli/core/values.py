@@ -54,6 +54,7 @@ class Scaled:
         loose: whether it is made of plain arrays only, and leaves the program as a plain array.
         role: what products make of it (``rules/families.py``); none if it is empty.
         number: what it repeats, if that is known while tracing.
+        picked: where it is made of elements of others, what it was before it was stored.
     """
 
     data: Any
@@ -63,6 +64,7 @@ class Scaled:
     loose: bool = False
     role: Any = ""
     number: float | None = None
+    picked: "Picked | None" = None
 
     def __post_init__(self):
         self.scale = None if 0 in self.shape else self.scale
@@ -74,7 +76,16 @@ class Scaled:
         return np.shape(self.data)
 
     def with_data(self, data: Any) -> "Scaled":
-        return replace(self, data=data)
+        return replace(self, data=data, picked=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Elements of arrays, in their unit; ``of`` are those arrays in the dtype of arithmetic."""
+
+    of: tuple[Any, ...]
+    data: Any
+    unit: Scale
 
 
 @dataclass(frozen=True)
@@ -228,11 +239,11 @@ def sized(x: Scaled) -> Scaled:
     least, most = (abs(x.scale.degree) + abs(end) for end in x.scale.drift)
     if x.scale.trusted and max(least, most) <= _FAR:
         return x
-    found = replace(measured(register(x), x.dtype, x.unit), loose=x.loose)
-    if not x.scale.trusted or most > _FAR:
-        return found
-    lowered = minimum([x.scale, found.scale.shifted(_BELOW)])
-    return replace(found, scale=lowered.of_degree(1))
+    found = measured(register(x), x.dtype, x.unit)
+    if found.scale and x.scale.trusted and most <= _FAR:
+        lowered = minimum([x.scale, found.scale.shifted(_BELOW)])
+        found = replace(found, scale=lowered.of_degree(1))
+    return replace(found, loose=x.loose, picked=x.picked)
 
 
 def stored(x: Scaled, dtype: Any = None) -> Scaled:

@@ -165,7 +165,7 @@ class _Exponents:
             group = [atom for atom in atoms if self.given[atom].dtype == dtype]
             if group:
                 found = exponents(jnp.stack([self.given[atom] for atom in group]))
-                least = np.int32([atom.bounds[0] for atom in group])
+                least = np.asarray([atom.bounds[0] for atom in group], np.int32)
                 sized = any(atom.is_size for atom in group)
                 self._append(lax.max(found, least) if sized else found, group)
 

@@ -18,9 +18,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.core import ShapedArray
+from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.values import (
+    Picked,
     Scaled,
     aligned,
     register,
@@ -35,6 +37,10 @@ BELOW, SHARE, TOTAL = "below", "share", "total"
 """In a softmax: values less the largest, their exponentials, and the sum of those."""
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 REACH = 100  # binades from its unit that data in float32 may be
+_SHAPED = {
+    *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.transpose_p, p.copy_p),
+    p.stop_gradient_p,
+}
 ROOM = 7  # binades between the scale that a narrow value is given and its own
 
 
@@ -55,10 +61,33 @@ def passes_through(equation: Any, *operands: Any) -> list[Any]:
     the first one where others are indices, sizes or the like."""
     outputs = bind(equation, [x.data if isinstance(x, Scaled) else x for x in operands])
     sources = operands if len(operands) == len(outputs) else operands[:1] * len(outputs)
-    return [
+    values = [
         x.with_data(y) if isinstance(x, Scaled) and is_float(y) else y
         for x, y in zip(sources, outputs, strict=True)
     ]
+    picked = getattr(operands[0], "picked", None) if equation.primitive in _SHAPED else None
+    if picked:
+        [data] = bind(equation, [picked.data])
+        values = [replace(values[0], picked=replace(picked, data=data))]
+    return values
+
+
+def with_sources(x: Any, *values: Any) -> Any:
+    """x, whose elements are those of some values: equal to them whatever it is stored in."""
+    if not isinstance(x, Scaled):
+        return x
+    arrays = [v for v in values if isinstance(v, Scaled)]
+    own = [v.picked.of for v in arrays if v.picked and v.picked.data is register(v)]
+    of = tuple(itertools.chain(map(register, arrays), *own))
+    return replace(x, picked=Picked(of, register(x), x.unit))
+
+
+def _before(x: Scaled, other: Scaled) -> Scaled:
+    """x as it was before it was stored, if it is compared with what it is made of."""
+    of = x.picked.of if x.picked else ()
+    if x.picked and (other.number is not None or any(register(other) is y for y in of)):
+        return replace(x, data=x.picked.data, unit=x.picked.unit)
+    return x
 
 
 def scale_free(equation: Any, x: Scaled) -> list[Any]:
@@ -118,7 +147,12 @@ def _of_difference(x: Scaled, y: Scaled) -> str:
     return DECAYING if role and x.number is not None else role
 
 
-added, subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
+added, _subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
+
+
+def subtracted(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
+    """A difference, or a comparison."""
+    return _subtracted(equation, _before(x, y), _before(y, x))
 
 
 def smallest(dtype: Any, *values: Scaled) -> Scale | None:
@@ -177,7 +211,12 @@ def picks(*sides: int) -> Rule:
         return kept if still or kept == BOUNDED else ""
 
     rule = agrees(of_picked(*sides), role)
-    return lambda equation, *operands: rule(equation, *map(_mask, operands))
+
+    def made(equation: Any, *operands: Any) -> list[Any]:
+        [x] = rule(equation, *map(_mask, operands))
+        return [with_sources(x, *operands)]
+
+    return made
 
 
 def _mask(x: Any) -> Any:

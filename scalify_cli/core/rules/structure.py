@@ -19,6 +19,7 @@ from scalify_cli.core.rules.families import (
     picks,
     result,
     vague,
+    with_sources,
 )
 from scalify_cli.core.rules.products import factors
 from scalify_cli.core.rules.programs import combined
@@ -47,7 +48,14 @@ def sums(count):
 
 def largest(equation, x):
     """It passes through; a softmax subtracts it."""
-    return [replace(y, role=Largest(x.data)) for y in passes_through(equation, x)]
+    [y] = passes_through(equation, x)
+    return [with_sources(replace(y, role=Largest(x.data)), x)]
+
+
+def smallest(equation, x):
+    """It passes through."""
+    [y] = passes_through(equation, x)
+    return [with_sources(y, x)]
 
 
 def reduce_product(equation, x):
@@ -72,7 +80,8 @@ def scatter(scale, sums=False):
         size = scale(aval.dtype, operand, updates)
         if sums and size and isinstance(new.size, int):
             size = size.shifted(0, 0, most=log2(max(prod(indices.shape[:-1]), 1)))
-        return [result(aval, _scattered(equation, data, new, indices), size, unit)]
+        found = result(aval, _scattered(equation, data, new, indices), size, unit)
+        return [found if sums else with_sources(found, operand, updates)]
 
     return rule
 
@@ -130,6 +139,7 @@ RULES = {
     p.reduce_window_sum_p: sums(lambda params, shape: params["window_dimensions"]),
     p.reduce_prod_p: reduce_product,
     p.reduce_max_p: largest,
+    p.reduce_min_p: smallest,
     p.gather_p: gather,
     p.scatter_p: scatter_set,
     p.scatter_mul_p: scatter_product,
@@ -142,7 +152,7 @@ RULES |= dict.fromkeys(
     (
         *(p.sort_p, lax.optimization_barrier_p, p.device_put_p, p.sharding_constraint_p),
         *(p.reshape_p, p.broadcast_in_dim_p, p.transpose_p, p.squeeze_p, p.rev_p, p.slice_p),
-        *(p.dynamic_slice_p, p.reduce_min_p, p.cummax_p, p.cummin_p),
+        *(p.dynamic_slice_p, p.cummax_p, p.cummin_p),
         *(lax.split_p, lax.unstack_p, lax.tile_p, p.name_p, p.top_k_p, p.approx_top_k_p),
         *(p.reduce_window_max_p, p.reduce_window_min_p, p.argmax_p, p.argmin_p),
     ),
