@@ -56,13 +56,12 @@ def test_an_array_is_compared_with_its_own_elements(way, dtype):
         most, least = jnp.max(y, -1, keepdims=True), jnp.min(y, -1, keepdims=True)
         inside = jnp.clip(y, 0.5, 1.2)
         masks = y == most, most == y, y >= least, y > most, inside == y
-        return masks, jnp.sqrt(most - y), (most @ w, least @ w, inside @ w.T)
+        return masks, (most @ w, least @ w, inside @ w.T)
 
     x, w = jnp.asarray([[0.3, 0.7], [1.3, 0.9]], dtype), jnp.ones((1, 2), dtype)
-    masks, roots, _ = way(scalify(f))(*as_scaled((x, w), 1.0))
-    wanted, _, _ = f(x.astype(jnp.float32), w.astype(jnp.float32))
+    masks, _ = way(scalify(f))(*as_scaled((x, w), 1.0))
+    wanted, _ = f(x.astype(jnp.float32), w.astype(jnp.float32))
     jax.tree.map(np.testing.assert_array_equal, masks, wanted)
-    np.testing.assert_array_equal(np.asarray(unscale(roots, jnp.float32)) == 0, wanted[0])
 
 
 @ways
