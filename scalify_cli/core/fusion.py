@@ -24,7 +24,8 @@ def fused(jaxpr: jex.Jaxpr) -> set[Any]:
 
     They stay in float32, for powers of data that has outgrown its scale are more than FP16 holds,
     and a moment that is rounded to zero must not divide in the step that makes it. What lives on
-    across a matmul is narrow in memory, and so is what the program casts.
+    across a matmul is narrow in memory, and so is what the program casts, unless back to the dtype
+    that it was cast from, and not once more.
     """
     if jaxpr not in _found:
         _found[jaxpr] = _look(jaxpr)
@@ -33,17 +34,28 @@ def fused(jaxpr: jex.Jaxpr) -> set[Any]:
 
 def _look(jaxpr: jex.Jaxpr) -> set[Any]:
     made: dict[Any, int] = {}  # in which run of such equations
-    read, others, run = set(), set(), 0
+    origin: dict[Any, Any] = {}  # the one dtype that a value has been cast from
+    read, others, returned, run = set(), set(), set(), 0
     for equation in filter(lambda e: e.outvars, live_equations(jaxpr)):
         reads = [x for x in equation.invars if is_variable(x) and is_float(x.aval)]
-        light = _is_light(equation)
+        light, casts = _is_light(equation), equation.primitive is p.convert_element_type_p
         read.update(reads)
         others.update(x for x in reads if not light or made.get(x) != run)
+        others.update(returned.intersection(reads) if casts else ())
         run += bool(reads and not light)
-        if light and equation.primitive is not p.convert_element_type_p:
+        [dtype, *mixed] = {origin.get(x, _dtype(x)) for x in reads} or {None}
+        if light and not mixed:
+            origin |= dict.fromkeys(equation.outvars, dtype)
+        back = casts and dtype == _dtype(equation.outvars[0]) and made.get(reads[0]) == run
+        returned.update(equation.outvars if back else ())
+        if light and (back or not casts):
             made |= dict.fromkeys(equation.outvars, run)
     kept = made.keys() & read - others
-    return {x for x in kept if is_float(x.aval) and is_narrow(x.aval.dtype)}
+    return {x for x in kept if is_float(x.aval) and is_narrow(_dtype(x))}
+
+
+def _dtype(variable: Any) -> Any:
+    return variable.aval.dtype
 
 
 def _is_light(equation: jex.JaxprEqn) -> bool:

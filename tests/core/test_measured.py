@@ -174,3 +174,30 @@ def test_what_is_vague_stays_so(exponent):
     check(lambda x: jnp.minimum(x, -x) / jnp.where(x == 0, 1, x), x)
     check(jax.grad(lambda x: jnp.sum(jnp.hypot(x, x[::-1]))), x)
     check(lambda x: jnp.prod(jnp.pad(x, (0, 2), constant_values=1)), ScaledArray(x.data, 2.0**-10))
+
+
+@pytest.mark.parametrize("exponent", [0, 6, 10])
+@pytest.mark.parametrize("layers", [2, 4, 6])
+def test_large_terms_that_cancel_are_rounded_alike(layers, exponent):
+    """A softmax's sums are in float32, in plain JAX too; what they are taken from is not."""
+
+    def loss(x):
+        for _ in range(layers):
+            x = x * jax.nn.softmax(jnp.roll(x, 1, -1)) * 4
+        return jnp.sum(x)
+
+    data = jnp.float16(np.random.default_rng(0).normal(size=(4, 8)))
+    check(jax.grad(loss), ScaledArray(data, 2.0**exponent), rtol=2.0**-9)
+
+
+def test_a_rounding_that_the_program_asks_for():
+    def split(x):
+        wide = x.astype(jnp.float32) * 1.1
+        high = wide.astype(x.dtype)
+        return high, wide - high.astype(jnp.float32)
+
+    x = jnp.float16([0.3, 0.7, 1.9])
+    high, low = unscale(jax.jit(scalify(split))(as_scaled(x, 1.0)))
+    wide = np.float32(x) * np.float32(1.1)
+    np.testing.assert_array_equal(high, np.float16(wide))
+    np.testing.assert_allclose(low, wide - np.float32(np.float16(wide)), rtol=2.0**-8)
