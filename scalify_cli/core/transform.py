@@ -121,6 +121,7 @@ def run(
     exact: Mapping[int, float] = MappingProxyType({}),
     watch: Watch = lambda apply: apply,
     called: bool = False,
+    rounds: bool = False,
 ) -> list[Any]:
     """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values.
 
@@ -128,17 +129,18 @@ def run(
         exact: unrounded values of literals, by their ``id``.
         watch: may wrap what computes each equation, those of inner programs too.
         called: whether what narrow results are stored in is up to the caller.
+        rounds: whether a result is narrow to all that read it, in what is called too.
     """
 
-    def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any]) -> list[Any]:
-        return run(jaxpr, operands, rules, exact, watch, called=True)
+    def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any], rounds: bool = rounds) -> list[Any]:
+        return run(jaxpr, operands, rules, exact, watch, called=True, rounds=rounds)
 
     def literal(atom: jex.Literal) -> Any:
         value = constant(atom.val)
         return replace(value, value=exact[id(atom)]) if id(atom) in exact else value
 
-    passing = fused(closed.jaxpr)
     returned = set(filter(is_variable, closed.jaxpr.outvars))
+    passing = fused(closed.jaxpr) - (returned if rounds else set())
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         rule = rule_for(equation, operands, rules)
@@ -158,7 +160,7 @@ def run(
     def finished(variable: jex.Var, x: Any) -> Any:
         if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
             return x
-        if variable not in returned:
+        if variable not in returned or rounds:
             return stored(x) if x.shape else _kept(x)
         return x if called else stored(held(x))
 

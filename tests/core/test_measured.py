@@ -201,3 +201,34 @@ def test_a_rounding_that_the_program_asks_for():
     wide = np.float32(x) * np.float32(1.1)
     np.testing.assert_array_equal(high, np.float16(wide))
     np.testing.assert_allclose(low, wide - np.float32(np.float16(wide)), rtol=2.0**-8)
+
+
+UNCHANGED = {
+    "all equal": lambda new, old: jnp.all(new == old),
+    "no difference": lambda new, old: jnp.max(jnp.abs(new - old)) < 1e-6,
+    "norm": lambda new, old: jnp.linalg.norm(new - old) <= 1e-7 * jnp.linalg.norm(old),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["body", "call"])
+@pytest.mark.parametrize("exponent", [-20, 0, 20])
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_a_loop_until_nothing_changes_ends(name, exponent, wrap):
+    def root(a):
+        @wrap
+        def newton(x):
+            new = 0.5 * (x + a / x)
+            return new, UNCHANGED[name](new, x)
+
+        def body(carry):
+            x, _, count = carry
+            return *newton(x), count + 1
+
+        going = lambda carry: ~carry[1] & (carry[2] < 60)  # noqa: E731
+        return lax.while_loop(going, body, (jnp.ones_like(a) * a[0], False, 0))
+
+    a = ScaledArray(jnp.float16([2, 3, 5, 7.11]), 2.0**exponent)
+    found, _, count = jax.jit(scalify(root))(a)
+    wanted = np.sqrt(np.float32(unscale(a, jnp.float32)))
+    np.testing.assert_allclose(unscale(found, jnp.float32), wanted, rtol=2.0**-9)
+    assert count < 30

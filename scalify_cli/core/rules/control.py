@@ -225,8 +225,9 @@ def _row(x: Any, data: Any) -> Any:
 
 
 def while_loop(equation, *operands, run):
-    """The carries are a scan's; the condition sees their true sizes. Where it is an array
-    that ``vmap`` made, each element keeps its carries once its own loop has ended."""
+    """The carries are a scan's, and rounded in each iteration before anything reads them: what
+    waits until they do not change would wait forever. Where the condition is an array that ``vmap``
+    made, each element keeps its carries once its own loop has ended."""
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
@@ -242,7 +243,7 @@ def while_loop(equation, *operands, run):
 
     def body(carry):
         values = list(map(Carry.inside, carries, carry))
-        outputs = run(params["body_jaxpr"], [*operands[first:last], *values])
+        outputs = run(params["body_jaxpr"], [*operands[first:last], *values], rounds=True)
         if holding.ndim:
             chosen = choice(holding, params["body_jaxpr"].out_avals)
             outputs = run(chosen, [condition(values), *values, *outputs])
