@@ -20,7 +20,7 @@ from jax.extend import core as jex
 from scalify_cli.jaxprs.interpreter import bind, evaluate, is_variable, live_equations
 from scalify_cli.jaxprs.meshes import here, varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
-from scalify_cli.scales.powers import BIAS, exponent_of_power, inverse_exp2
+from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, exponent_of_power, inverse_exp2
 from scalify_cli.scales.rules import RULES
 
 _MOST_KEPT = 64
@@ -167,7 +167,8 @@ class _Exponents:
                 found = exponents(jnp.stack([self.given[atom] for atom in group]))
                 least = np.asarray([atom.bounds[0] for atom in group], np.int32)
                 sized = any(atom.is_size for atom in group)
-                self._append(lax.max(found, least) if sized else found, group)
+                most = np.int32(MAX_EXPONENT)
+                self._append(lax.clamp(least, found, most) if sized else found, group)
 
     def _append(self, new: Any, atoms: Sequence[Any]) -> None:
         self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}

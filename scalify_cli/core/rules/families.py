@@ -37,11 +37,12 @@ BELOW, SHARE, TOTAL = "below", "share", "total"
 """In a softmax: values less the largest, their exponentials, and the sum of those."""
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 REACH = 100  # binades from its unit that data in float32 may be
-_SHAPED = {
-    *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.transpose_p, p.copy_p),
-    p.stop_gradient_p,
-}
 ROOM = 7  # binades between the scale that a narrow value is given and its own
+_MOST_SOURCES = 32
+_SHAPED = {
+    *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.transpose_p),
+    *(p.copy_p, p.stop_gradient_p),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,8 @@ def result(aval: Any, data: Any, scale: Scale | None, unit: Scale = ONE, role: s
 
 def passes_through(equation: Any, *operands: Any) -> list[Any]:
     """f(s*x) = s*f(x): of each operand where there are as many outputs (barriers and the like), of
-    the first one where others are indices, sizes or the like."""
+    the first one where others are indices, sizes or the like. What only changes an array's shape
+    keeps what it was picked from."""
     outputs = bind(equation, [x.data if isinstance(x, Scaled) else x for x in operands])
     sources = operands if len(operands) == len(outputs) else operands[:1] * len(outputs)
     values = [
@@ -79,7 +81,7 @@ def with_sources(x: Any, *values: Any) -> Any:
     arrays = [v for v in values if isinstance(v, Scaled)]
     own = [v.picked.of for v in arrays if v.picked and v.picked.data is register(v)]
     of = tuple(itertools.chain(map(register, arrays), *own))
-    return replace(x, picked=Picked(of, register(x), x.unit))
+    return replace(x, picked=Picked(of[:_MOST_SOURCES], register(x), x.unit))
 
 
 def _before(x: Scaled, other: Scaled) -> Scaled:

@@ -52,7 +52,7 @@ def largest(equation, x):
     return [with_sources(replace(y, role=Largest(x.data)), x)]
 
 
-def smallest(equation, x):
+def least(equation, x):
     """It passes through."""
     [y] = passes_through(equation, x)
     return [with_sources(y, x)]
@@ -139,7 +139,7 @@ RULES = {
     p.reduce_window_sum_p: sums(lambda params, shape: params["window_dimensions"]),
     p.reduce_prod_p: reduce_product,
     p.reduce_max_p: largest,
-    p.reduce_min_p: smallest,
+    p.reduce_min_p: least,
     p.gather_p: gather,
     p.scatter_p: scatter_set,
     p.scatter_mul_p: scatter_product,
