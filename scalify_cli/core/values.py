@@ -81,7 +81,7 @@ class Scaled:
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Elements of arrays, in their unit; ``of`` are those arrays in the dtype of arithmetic."""
+    """Elements of arrays, in their unit; ``of`` are those arrays' data."""
 
     of: tuple[Any, ...]
     data: Any

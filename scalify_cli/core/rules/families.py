@@ -79,15 +79,16 @@ def with_sources(x: Any, *values: Any) -> Any:
     if not isinstance(x, Scaled):
         return x
     arrays = [v for v in values if isinstance(v, Scaled)]
-    own = [v.picked.of for v in arrays if v.picked and v.picked.data is register(v)]
-    of = tuple(itertools.chain(map(register, arrays), *own))
-    return replace(x, picked=Picked(of[:_MOST_SOURCES], register(x), x.unit))
+    own = [v.picked.of for v in arrays if v.picked and v.picked.data is v.data]
+    of = tuple(itertools.chain((v.data for v in arrays), *own))
+    return replace(x, picked=Picked(of[:_MOST_SOURCES], x.data, x.unit))
 
 
 def _before(x: Scaled, other: Scaled) -> Scaled:
     """x as it was before it was stored, if it is compared with what it is made of."""
     of = x.picked.of if x.picked else ()
-    if x.picked and (other.number is not None or any(register(other) is y for y in of)):
+    same = (cast(y, register_dtype(x.dtype)) is register(other) for y in of)
+    if x.picked and (other.number is not None or any(same)):
         return replace(x, data=x.picked.data, unit=x.picked.unit)
     return x
 
