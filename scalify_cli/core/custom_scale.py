@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
 
+from scalify_cli.core.dtypes import cast, wide_dtype
 from scalify_cli.core.ruled_primitive import RuledPrimitive
-from scalify_cli.core.scaled_array import ScaledArray, is_scaled
+from scalify_cli.core.scaled_array import SMALLEST_SCALE, ScaledArray, is_scaled
 from scalify_cli.core.values import Scaled, enter, held, leave, plain
 
 
@@ -99,14 +100,22 @@ def _batched(args: Any, axes: Any, *, call: Any, rule: Any) -> Any:
 
     def mapped(*flat):
         inputs = tuple(data_axes(x, axis) for x, axis in zip(flat, axes, strict=True))
-        outputs = [ScaledArray.tree_unflatten(None, (0, None))] * len(call.out_avals)
-        return jax.vmap(rule.__call__, inputs, outputs)(*flat)
+        outputs = jax.vmap(rule.__call__, inputs)(*flat)
+        return [_at_one_scale(x) if is_scaled(x) else x for x in outputs]
 
     function = jax.vmap(jex.jaxpr_as_fun(call), axes, 0)
     structures = (0,) * len(args), [0] * len(call.out_avals)
     flat_rule = _Rule(mapped, *map(jax.tree.structure, structures))
     outputs = custom_scale_p.bind(*args, call=jax.make_jaxpr(function)(*args), rule=flat_rule)
     return outputs, [0] * len(outputs)
+
+
+def _at_one_scale(x: ScaledArray) -> ScaledArray:
+    """A batch at the largest scale of its elements."""
+    largest = jnp.max(x.scale, initial=SMALLEST_SCALE)
+    share = jnp.expand_dims(x.scale / largest, range(1, x.data.ndim))
+    wide = cast(x.data, wide_dtype(x.dtype)) * share
+    return ScaledArray(cast(wide, x.dtype), largest)
 
 
 def _jvp(primals: Any, tangents: Any, *, call: Any, rule: Any) -> Any:

@@ -1,6 +1,6 @@
 """Which narrow values a compiler would fuse with what reads them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from jax.extend import core as jex
@@ -16,23 +16,58 @@ _LIGHT = {
     *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p),
     *(p.reduce_sum_p, p.reduce_max_p, p.reduce_min_p),
 }
-_found: WeakKeyDictionary[jex.Jaxpr, set] = WeakKeyDictionary()
+_COMPARES = {p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p}
+_ADDS = {p.add_p, p.sub_p}
+_COPIES = {
+    *(p.max_p, p.min_p, p.select_n_p, p.clamp_p, p.neg_p, p.abs_p, p.reduce_max_p, p.reduce_min_p),
+    *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.copy_p, p.stop_gradient_p),
+    p.convert_element_type_p,
+}
+_found: WeakKeyDictionary[jex.Jaxpr, "Readers"] = WeakKeyDictionary()
 
 
-def fused(jaxpr: jex.Jaxpr) -> set[Any]:
-    """Results of functions and reductions that only others of the same run of such equations read.
+class Readers(NamedTuple):
+    """What reads the values of a jaxpr.
 
-    They stay in float32, for powers of data that has outgrown its scale are more than FP16 holds,
-    and a moment that is rounded to zero must not divide in the step that makes it. What lives on
-    across a matmul is narrow in memory, and so is what the program casts, unless back to the dtype
-    that it was cast from, and not once more.
+    Args:
+        fused: results of functions and reductions that only others of the same run of such
+            equations read. They stay in float32, for powers of data that has outgrown its scale are
+            more than FP16 holds, and a moment that is rounded to zero must not divide in the step
+            that makes it. What lives on across a matmul is narrow in memory, and so is what the
+            program casts, unless back to the dtype that it was cast from, and not once more.
+        compared: what comparisons read, and what that is a copy of. It is rounded before: what is
+            equal in its dtype must be so.
+        added: what sums and differences read. A result of the program is rounded before: what a sum
+            has lost is the difference to that.
     """
+
+    fused: set[Any]
+    compared: set[Any]
+    added: set[Any]
+
+
+def readers(jaxpr: jex.Jaxpr) -> Readers:
+    """Of a jaxpr's values."""
     if jaxpr not in _found:
-        _found[jaxpr] = _look(jaxpr)
+        added = {x for e in jaxpr.eqns if e.primitive in _ADDS for x in e.invars if is_variable(x)}
+        _found[jaxpr] = Readers(_fused(jaxpr), _compared(jaxpr), added)
     return _found[jaxpr]
 
 
-def _look(jaxpr: jex.Jaxpr) -> set[Any]:
+def _compared(jaxpr: jex.Jaxpr) -> set[Any]:
+    found: set[Any] = set()
+    for equation in reversed(jaxpr.eqns):
+        copies = equation.primitive in _COPIES and not found.isdisjoint(equation.outvars)
+        if equation.primitive in _COMPARES or copies:
+            found.update(filter(is_variable, equation.invars))
+        elif equation.primitive in CALLED_JAXPR:
+            called = _called(equation)
+            inner, pairs = readers(called), zip(equation.invars, called.invars, strict=True)
+            found.update(x for x, own in pairs if own in inner.compared and is_variable(x))
+    return found
+
+
+def _fused(jaxpr: jex.Jaxpr) -> set[Any]:
     made: dict[Any, int] = {}  # in which run of such equations
     origin: dict[Any, Any] = {}  # the one dtype that a value has been cast from
     read, others, returned, run = set(), set(), set(), 0
@@ -46,7 +81,8 @@ def _look(jaxpr: jex.Jaxpr) -> set[Any]:
         [dtype, *mixed] = {origin.get(x, _dtype(x)) for x in reads} or {None}
         if light and not mixed:
             origin |= dict.fromkeys(equation.outvars, dtype)
-        back = casts and dtype == _dtype(equation.outvars[0]) and made.get(reads[0]) == run
+        back = bool(reads) and casts and made.get(reads[0]) == run
+        back = back and dtype == _dtype(equation.outvars[0])
         returned.update(equation.outvars if back else ())
         if light and (back or not casts):
             made |= dict.fromkeys(equation.outvars, run)
@@ -61,5 +97,8 @@ def _dtype(variable: Any) -> Any:
 def _is_light(equation: jex.JaxprEqn) -> bool:
     if equation.primitive not in CALLED_JAXPR:
         return not _LIGHT.isdisjoint({equation.primitive, equation.primitive.name})
-    called = equation.params[CALLED_JAXPR[equation.primitive]].jaxpr
-    return all(map(_is_light, called.eqns))
+    return all(map(_is_light, _called(equation).eqns))
+
+
+def _called(equation: jex.JaxprEqn) -> jex.Jaxpr:
+    return equation.params[CALLED_JAXPR[equation.primitive]].jaxpr

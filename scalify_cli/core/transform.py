@@ -14,7 +14,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
-from scalify_cli.core.fusion import fused
+from scalify_cli.core.fusion import readers
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS
 from scalify_cli.core.rules.families import is_array
@@ -30,6 +30,7 @@ from scalify_cli.core.values import (
     plain,
     promote,
     register,
+    rounds_off,
     stored,
 )
 from scalify_cli.jaxprs.interpreter import (
@@ -122,6 +123,7 @@ def run(
     watch: Watch = lambda apply: apply,
     called: bool = False,
     rounds: bool = False,
+    carries: int | None = None,
 ) -> list[Any]:
     """Evaluate a closed jaxpr on ``Scaled``, ``Uniform`` and plain values.
 
@@ -130,17 +132,22 @@ def run(
         watch: may wrap what computes each equation, those of inner programs too.
         called: whether what narrow results are stored in is up to the caller.
         rounds: whether a result is narrow to all that read it, in what is called too.
+        carries: how many of the results are read as they leave, if not all are.
     """
 
-    def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any], rounds: bool = rounds) -> list[Any]:
-        return run(jaxpr, operands, rules, exact, watch, called=True, rounds=rounds)
+    def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any], **how: Any) -> list[Any]:
+        return run(
+            jaxpr, operands, rules, exact, watch, **{"called": True, "rounds": rounds, **how}
+        )
 
     def literal(atom: jex.Literal) -> Any:
         value = constant(atom.val)
         return replace(value, value=exact[id(atom)]) if id(atom) in exact else value
 
     returned = set(filter(is_variable, closed.jaxpr.outvars))
-    passing = fused(closed.jaxpr) - (returned if rounds else set())
+    fused, compared, added = readers(closed.jaxpr)
+    rounded = compared | added.intersection(filter(is_variable, closed.jaxpr.outvars[:carries]))
+    passing = fused - (returned if rounds else set())
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         rule = rule_for(equation, operands, rules)
@@ -153,25 +160,29 @@ def run(
             shared = copies and returned.isdisjoint(equation.outvars)
             outputs = (_shared if shared else rule)(equation, *operands)
         else:
-            fuses = not passing.isdisjoint(equation.outvars)
+            fuses = not fused.isdisjoint(equation.outvars)
             outputs = rule(equation, *_promoted(equation, operands, fuses))
         return list(map(finished, equation.outvars, _as_loose_as(operands, outputs)))
 
     def finished(variable: jex.Var, x: Any) -> Any:
-        if not isinstance(x, Scaled) or not is_narrow(x.dtype) or variable in passing:
+        if not isinstance(x, Scaled) or not is_narrow(x.dtype):
             return x
-        if variable not in returned or rounds:
-            return stored(x) if x.shape else _kept(x)
-        return x if called else stored(held(x))
+        leaves = variable in returned and called and not rounds
+        if variable in passing or leaves:
+            return rounds_off(x) if variable in rounded else x
+        if variable in returned:
+            return stored(x if called else held(x))
+        return stored(x) if x.shape else _kept(x, variable in rounded)
 
     consts = [constant(x) for x in closed.consts]
     return evaluate(closed.jaxpr, consts, arguments, watch(apply), literal)
 
 
-def _kept(x: Scaled) -> Scaled:
+def _kept(x: Scaled, rounded: bool) -> Scaled:
     """A scalar of a narrow dtype stays in float32, near 1 in its unit."""
     near = x.unit == ONE and abs((x.scale or ONE).degree) <= 1
-    return x if near else stored(x, register_dtype(x.dtype))
+    x = x if near else stored(x, register_dtype(x.dtype))
+    return rounds_off(x) if rounded else x
 
 
 def _promoted(equation: Any, operands: Sequence[Any], fuses: bool) -> list[Any]:

@@ -76,16 +76,35 @@ class Scaled:
         return np.shape(self.data)
 
     def with_data(self, data: Any) -> "Scaled":
-        return replace(self, data=data, picked=None)
+        return replace(self, data=data)
 
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Elements of arrays, in their unit; ``of`` are those arrays' data."""
+    """Elements of other arrays, before they were stored; data comes with its unit.
 
-    of: tuple[Any, ...]
-    data: Any
-    unit: Scale
+    Args:
+        of: the arrays' data.
+        before: the elements' own.
+        now: what they are stored in; of any other data this says nothing.
+    """
+
+    of: tuple[tuple[Any, Scale], ...]
+    before: tuple[Any, Scale]
+    now: tuple[Any, Scale]
+
+
+def picked(x: Scaled) -> Picked | None:
+    """What x was picked from, if it is still that."""
+    if x.picked and x.picked.now[0] is x.data and x.picked.now[1] == x.unit:
+        return x.picked
+    return None
+
+
+def picked_as(x: Scaled, new: Scaled) -> Scaled:
+    """Another form of x, which is picked from the same."""
+    found = picked(x)
+    return replace(new, picked=found and replace(found, now=(new.data, new.unit)))
 
 
 @dataclass(frozen=True)
@@ -243,7 +262,7 @@ def sized(x: Scaled) -> Scaled:
     if found.scale and x.scale.trusted and most <= _FAR:
         lowered = minimum([x.scale, found.scale.shifted(_BELOW)])
         found = replace(found, scale=lowered.of_degree(1))
-    return replace(found, loose=x.loose, picked=x.picked)
+    return picked_as(x, replace(found, loose=x.loose))
 
 
 def stored(x: Scaled, dtype: Any = None) -> Scaled:
@@ -253,7 +272,15 @@ def stored(x: Scaled, dtype: Any = None) -> Scaled:
         return x
     x = sized(x)
     unit = x.scale or ONE
-    return replace(x, data=cast(at(x, unit), dtype), unit=unit)
+    return picked_as(x, replace(x, data=cast(at(x, unit), dtype), unit=unit))
+
+
+def rounds_off(x: Scaled) -> Scaled:
+    """x in the dtype of its arithmetic, with the precision of its own."""
+    if x.data.dtype == x.dtype:
+        return x
+    bits = int(jnp.finfo(x.dtype).nmant)
+    return picked_as(x, x.with_data(lax.reduce_precision(x.data, 8, bits)))
 
 
 def true_values(x: Any) -> Any:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from ways import ways
 
-from scalify_cli.core import ScaledArray, custom_scale, is_scaled, scalify, unscale
+from scalify_cli.core import ScaledArray, custom_scale, is_scaled, rescale, scalify, unscale
 
 X = ScaledArray(jnp.float16([1, -2, 3]), 2.0**-30)
 
@@ -127,3 +128,15 @@ def test_its_rule_may_keep_the_scale_of_a_wide_product(exponent):
     got = jax.jit(scalify(lambda x: gated(x * x, jnp.ones_like(x))))(x)
     wanted = unscale(x) ** 2 * jax.nn.sigmoid(1.0)
     np.testing.assert_allclose(unscale(got), wanted, rtol=2.0**-20)
+
+
+@ways
+def test_a_batch_of_scales_that_depend_on_the_data(way):
+    @custom_scale
+    def squared(x):
+        return x * x
+
+    squared.def_rule(lambda x: scalify(lambda x: rescale(x * x))(x))
+    x = ScaledArray(jnp.float16([[1, 2], [3, 4]]), 2.0**20)
+    found = way(scalify(jax.vmap(squared)))(x)
+    np.testing.assert_array_equal(unscale(found, jnp.float32), np.float32(unscale(x, "f4")) ** 2)

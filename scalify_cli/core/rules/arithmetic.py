@@ -19,6 +19,7 @@ from scalify_cli.core.rules.families import (
     added,
     agrees,
     at_one,
+    equality,
     opaque,
     passes_through,
     picks,
@@ -138,12 +139,9 @@ RULES |= dict.fromkeys((p.neg_p, p.abs_p), signed)
 RULES |= dict.fromkeys((p.sign_p, p.is_finite_p), scale_free)
 RULES |= dict.fromkeys((p.add_p, p.add_jaxvals_p), added)
 RULES |= dict.fromkeys(
-    (
-        *(p.sub_p, p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
-        *(p.eq_to_p, p.lt_to_p, p.le_to_p),
-    ),
-    subtracted,
+    (p.sub_p, p.lt_p, p.le_p, p.gt_p, p.ge_p, p.eq_to_p, p.lt_to_p, p.le_to_p), subtracted
 )
+RULES |= dict.fromkeys((p.eq_p, p.ne_p), equality)
 SHRINKING = (
     *(p.sin_p, p.tanh_p, p.erf_p, p.erf_inv_p, p.log1p_p, p.bessel_i1e_p),
     *(p.asin_p, p.atan_p, p.asinh_p, p.atanh_p),

@@ -204,7 +204,8 @@ def scan(equation, *operands, run):
     def body(carry, slices):
         values = map(Carry.inside, carries, carry)
         parts = map(_row, rows, slices)
-        outputs = run(equation.params["jaxpr"], [*operands[:first], *values, *parts])
+        inputs = [*operands[:first], *values, *parts]
+        outputs = run(equation.params["jaxpr"], inputs, carries=count)
         stacked = _left(outputs[count:], forms, stacked=True)
         return list(map(Carry.leave, carries, outputs)), _apart(stacked)
 

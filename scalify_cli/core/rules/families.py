@@ -25,6 +25,7 @@ from scalify_cli.core.values import (
     Picked,
     Scaled,
     aligned,
+    picked,
     register,
     true_values,
 )
@@ -38,7 +39,6 @@ BELOW, SHARE, TOTAL = "below", "share", "total"
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 REACH = 100  # binades from its unit that data in float32 may be
 ROOM = 7  # binades between the scale that a narrow value is given and its own
-_MOST_SOURCES = 32
 _SHAPED = {
     *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.transpose_p),
     *(p.copy_p, p.stop_gradient_p),
@@ -67,10 +67,11 @@ def passes_through(equation: Any, *operands: Any) -> list[Any]:
         x.with_data(y) if isinstance(x, Scaled) and is_float(y) else y
         for x, y in zip(sources, outputs, strict=True)
     ]
-    picked = getattr(operands[0], "picked", None) if equation.primitive in _SHAPED else None
-    if picked:
-        [data] = bind(equation, [picked.data])
-        values = [replace(values[0], picked=replace(picked, data=data))]
+    found = picked(operands[0]) if equation.primitive in _SHAPED else None
+    if found:
+        [before] = bind(equation, [found.before[0]])
+        found = replace(found, before=(before, found.before[1]), now=(outputs[0], values[0].unit))
+        values = [replace(values[0], picked=found)]
     return values
 
 
@@ -78,19 +79,24 @@ def with_sources(x: Any, *values: Any) -> Any:
     """x, whose elements are those of some values: equal to them whatever it is stored in."""
     if not isinstance(x, Scaled):
         return x
-    arrays = [v for v in values if isinstance(v, Scaled)]
-    own = [v.picked.of for v in arrays if v.picked and v.picked.data is v.data]
-    of = tuple(itertools.chain((v.data for v in arrays), *own))
-    return replace(x, picked=Picked(of[:_MOST_SOURCES], x.data, x.unit))
+    own = (x.data, x.unit)
+    of = [(v.data, v.unit) for v in values if isinstance(v, Scaled)]
+    return replace(x, picked=Picked(tuple(of), own, own))
+
+
+def equality(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
+    """Equal and not equal: an element is equal to itself."""
+    return subtracted(equation, _before(x, y), _before(y, x))
 
 
 def _before(x: Scaled, other: Scaled) -> Scaled:
-    """x as it was before it was stored, if it is compared with what it is made of."""
-    of = x.picked.of if x.picked else ()
-    same = (cast(y, register_dtype(x.dtype)) is register(other) for y in of)
-    if x.picked and (other.number is not None or any(same)):
-        return replace(x, data=x.picked.data, unit=x.picked.unit)
-    return x
+    """x before it was stored, where it may be equal to what it was picked from."""
+    found = picked(x)
+    if found is None:
+        return x
+    own = register(other), other.unit
+    same = any(cast(y, own[0].dtype) is own[0] and unit == own[1] for y, unit in found.of)
+    return replace(x, data=found.before[0], unit=found.before[1]) if same else x
 
 
 def scale_free(equation: Any, x: Scaled) -> list[Any]:
@@ -150,12 +156,7 @@ def _of_difference(x: Scaled, y: Scaled) -> str:
     return DECAYING if role and x.number is not None else role
 
 
-added, _subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
-
-
-def subtracted(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
-    """A difference, or a comparison."""
-    return _subtracted(equation, _before(x, y), _before(y, x))
+added, subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
 
 
 def smallest(dtype: Any, *values: Scaled) -> Scale | None:
