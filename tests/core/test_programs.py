@@ -315,3 +315,12 @@ def test_names_of_scopes_survive():
     jaxpr = jax.make_jaxpr(scalify(function))(x)
     scopes = {str(e.source_info.name_stack) for e in jaxpr.eqns if e.primitive is lax.mul_p}
     assert "block/norm" in scopes
+
+
+@ways
+@pytest.mark.parametrize("f", [jnp.mean, jnp.var, jnp.std, lambda x: jnp.linalg.inv(jnp.diag(x))])
+def test_float64(way, f):
+    with jax.enable_x64(True):
+        x = jnp.arange(1.0, 7)
+        found = unscale(way(scalify(f))(as_scaled(x)))
+        np.testing.assert_allclose(found, f(x), rtol=1e-12)
