@@ -132,7 +132,7 @@ def run(
         watch: may wrap what computes each equation, those of inner programs too.
         called: whether what narrow results are stored in is up to the caller.
         rounds: whether a result is narrow to all that read it, in what is called too.
-        carries: how many of the results are read as they leave, if not all are.
+        carries: how many of the results go on into the next iteration, if not all.
     """
 
     def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any], **how: Any) -> list[Any]:
