@@ -1,5 +1,6 @@
 """Which narrow values a compiler would fuse with what reads them."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ _COPIES = {
     *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.copy_p, p.stop_gradient_p),
     p.convert_element_type_p,
 }
+_READERS = (_COMPARES, "compared"), (_ADDS, "added")
 _found: WeakKeyDictionary[jex.Jaxpr, "Readers"] = WeakKeyDictionary()
 
 
@@ -35,10 +37,10 @@ class Readers(NamedTuple):
             more than FP16 holds, and a moment that is rounded to zero must not divide in the step
             that makes it. What lives on across a matmul is narrow in memory, and so is what the
             program casts, unless back to the dtype that it was cast from, and not once more.
-        compared: what comparisons read, and what that is a copy of. It is rounded before: what is
-            equal in its dtype must be so.
-        added: what sums and differences read. A result of the program is rounded before: what a sum
-            has lost is the difference to that.
+        compared: what comparisons read, in calls too, and what that is a copy of. It is rounded
+            before: what is equal in its dtype must be so.
+        added: the same of sums and differences. A result of the program is rounded before: what a
+            sum has lost is the difference to that.
     """
 
     fused: set[Any]
@@ -49,22 +51,43 @@ class Readers(NamedTuple):
 def readers(jaxpr: jex.Jaxpr) -> Readers:
     """Of a jaxpr's values."""
     if jaxpr not in _found:
-        added = {x for e in jaxpr.eqns if e.primitive in _ADDS for x in e.invars if is_variable(x)}
-        _found[jaxpr] = Readers(_fused(jaxpr), _compared(jaxpr), added)
+        compared, added = (_read_by(jaxpr, *which) for which in _READERS)
+        _found[jaxpr] = Readers(_fused(jaxpr), compared, added)
     return _found[jaxpr]
 
 
-def _compared(jaxpr: jex.Jaxpr) -> set[Any]:
+def _read_by(jaxpr: jex.Jaxpr, primitives: set[Any], field: str) -> set[Any]:
+    """What some equations read, in what is called too, and what that is a copy of."""
     found: set[Any] = set()
     for equation in reversed(jaxpr.eqns):
         copies = equation.primitive in _COPIES and not found.isdisjoint(equation.outvars)
-        if equation.primitive in _COMPARES or copies:
+        if equation.primitive in primitives or copies:
             found.update(filter(is_variable, equation.invars))
         elif equation.primitive in CALLED_JAXPR:
             called = _called(equation)
-            inner, pairs = readers(called), zip(equation.invars, called.invars, strict=True)
-            found.update(x for x, own in pairs if own in inner.compared and is_variable(x))
+            found |= _given(equation, called, getattr(readers(called), field))
     return found
+
+
+def copied(jaxpr: jex.Jaxpr, variables: Iterable[Any]) -> set[Any]:
+    """Some of a jaxpr's values, and what they are copies of."""
+    found = set(filter(is_variable, variables))
+    for equation in reversed(jaxpr.eqns):
+        if found.isdisjoint(equation.outvars):
+            continue
+        if equation.primitive in _COPIES:
+            found.update(filter(is_variable, equation.invars))
+        elif equation.primitive in CALLED_JAXPR:
+            called = _called(equation)
+            ends = zip(equation.outvars, called.outvars, strict=True)
+            found |= _given(equation, called, copied(called, (y for x, y in ends if x in found)))
+    return found
+
+
+def _given(equation: jex.JaxprEqn, called: jex.Jaxpr, inner: set[Any]) -> set[Any]:
+    """What a call gives for some of the values that it takes."""
+    pairs = zip(equation.invars, called.invars, strict=True)
+    return {x for x, own in pairs if own in inner and is_variable(x)}
 
 
 def _fused(jaxpr: jex.Jaxpr) -> set[Any]:

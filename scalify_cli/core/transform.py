@@ -14,7 +14,7 @@ from jax.extend import core as jex
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
-from scalify_cli.core.fusion import readers
+from scalify_cli.core.fusion import copied, readers
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS
 from scalify_cli.core.rules.families import is_array
@@ -131,7 +131,8 @@ def run(
         exact: unrounded values of literals, by their ``id``.
         watch: may wrap what computes each equation, those of inner programs too.
         called: whether what narrow results are stored in is up to the caller.
-        rounds: whether a result is narrow to all that read it, in what is called too.
+        rounds: whether results, and what is added up, are narrow to all that read them; in what is
+            called too.
         carries: how many of the results go on into the next iteration, if not all.
     """
 
@@ -146,8 +147,9 @@ def run(
 
     returned = set(filter(is_variable, closed.jaxpr.outvars))
     fused, compared, added = readers(closed.jaxpr)
-    rounded = compared | added.intersection(filter(is_variable, closed.jaxpr.outvars[:carries]))
-    passing = fused - (returned if rounds else set())
+    left = copied(closed.jaxpr, closed.jaxpr.outvars[:carries])
+    rounded = compared | (added if rounds else added & left)
+    passing = fused - (left if rounds else set())
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> Sequence[Any]:
         rule = rule_for(equation, operands, rules)

@@ -220,3 +220,56 @@ def test_bisection_ends(number):
     low, _, count = jax.jit(scalify(halvings))(as_scaled(H(number)))
     assert int(count) <= 14
     np.testing.assert_allclose(float(unscale(low)), float(H(number)) ** 0.5, rtol=2.0**-9)
+
+
+RETURNED = {
+    "a choice": lambda new, old: jnp.where(jnp.isfinite(new), new, old),
+    "the larger": lambda new, old: jnp.maximum(new, 0),
+    "another shape": lambda new, old: new.reshape(4),
+    "a cast": lambda new, old: new.astype(jnp.float32).astype(new.dtype),
+    "a call": lambda new, old: jax.jit(lambda x: x + 0)(new),
+    "damped": lambda new, old: 0.5 * new + 0.5 * old,
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_a_loop_that_returns_what_it_made_of_the_new_value_ends(name):
+    def count(x):
+        def body(state):
+            new = jnp.tanh(state[0] * x + 0.1) * 0.9
+            changed = jnp.abs(new - state[0]).max() > 0
+            return RETURNED[name](new, state[0]), changed, state[2] + 1
+
+        return lax.while_loop(lambda s: s[1] & (s[2] < 99), body, (x, True, 0))[2]
+
+    x = H([0.31, 0.53, 0.77, 1.3])
+    assert int(jax.jit(scalify(count))(as_scaled(x))) <= 2 * int(count(x))
+
+
+LOST = {
+    "a call": lambda total, old, value: jax.jit(lambda t, c, y: (t - c) - y)(total, old, value),
+    "negatives": lambda total, old, value: -((-total + old) + value),
+    "casts": lambda total, old, value: (
+        (total.astype("float32") - old.astype("float32")).astype(total.dtype) - value
+    ),
+}
+
+
+@ways
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_sum_has_lost(way, name):
+    def add(carry, value):
+        value = value - carry[1]
+        total = carry[0] + value
+        return (total, LOST[name](total, carry[0], value)), None
+
+    sums = lambda v: lax.scan(add, (v[0] * 0, v[0] * 0), v)[0][0]  # noqa: E731
+    total = way(scalify(sums))(as_scaled(jnp.full(3000, 0.1, H)))
+    np.testing.assert_allclose(float(unscale(total)), 3000 * float(H(0.1)), rtol=2.0**-10)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.5])
+def test_a_carry_vanishes(factor):
+    falls = lambda s: (s[0] * factor, s[1] + 1)  # noqa: E731
+    count = lambda x: lax.while_loop(lambda s: (s[0] > 0) & (s[1] < 300), falls, (x, 0))[1]  # noqa: E731
+    assert int(jax.jit(scalify(count))(as_scaled(H(1)))) < 130

@@ -445,3 +445,24 @@ def test_zeros_known_at_run_time_only_do_not_crowd_out_others(way, name, exponen
 def test_a_sum_has_the_larger_scale_where_that_is_not_of_zeros(way, exponent):
     x, y = (ScaledArray(jnp.float16([1.5, -0.75, 3]), 2.0**k) for k in (0, exponent))
     assert float(way(scalify(jnp.add))(x, y).scale) == max(1, 2.0**exponent)
+
+
+GUARDED = {
+    "sum": lambda x: x * 0 + 1e-3,
+    "difference": lambda x: 1e-3 - x * 0,
+    "total": lambda x: (x * 0).sum() + 1e-3,
+    "quotient": lambda x: x / (x * 0 + 1e-3),
+    "inverse root": lambda x: lax.rsqrt(x * 0 + 1e-4),
+    "a first step": lambda x: x / (jnp.sqrt(x * 0) + 1e-6),
+    "rematerialised": lambda x: jax.checkpoint(lambda x: x * 0)(x) + 1e-3,
+    "gradient": jax.grad(lambda x: (jnp.sqrt((x * 0) ** 2 + 1e-6) * x).sum()),
+}
+
+
+@ways
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", GUARDED)
+def test_zeros_and_a_number_are_the_number(way, name, dtype):
+    x = jnp.asarray([1, -2, 3], dtype)
+    found = true(way(scalify(GUARDED[name]))(as_scaled(x)))
+    np.testing.assert_allclose(found, GUARDED[name](x.astype(jnp.float32)), rtol=2.0**-6)

@@ -23,14 +23,15 @@ from scalify_cli.core.dtypes import cast, is_float, is_narrow
 from scalify_cli.core.values import (
     Scaled,
     Uniform,
-    at,
     held,
     measured,
     plain,
     promote,
+    register,
     scale_array,
     sized,
     stored,
+    times,
     true,
 )
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
@@ -150,7 +151,7 @@ class Carry:
             self.form, array = leaving(x, alone=False)
             return array
         x = promote(x)
-        x = stored(held(x) if self._keeps(x) else measured(at(x, ONE), x.dtype))
+        x = stored(held(x) if self._keeps(x) else measured(_true_data(x), x.dtype))
         return x.data, varying_as(scale_array(x), x.data)
 
     def _keeps(self, x: Scaled) -> bool:
@@ -164,6 +165,12 @@ class Carry:
         """The value that the loop ends with."""
         zeros = self.value and self.value.scale is None and not self.narrow
         return arrived(replace(self.form, loose=False), arrays) if zeros else self.inside(arrays)
+
+
+def _true_data(x: Scaled) -> Any:
+    """Data in the unit 1, by two products: float32 may not hold the unit."""
+    unit = ONE if x.scale is None else x.unit
+    return times(times(register(x), Scale(unit.constant)), Scale(0, unit.terms))
 
 
 def call(name: str) -> Callable:
@@ -226,9 +233,9 @@ def _row(x: Any, data: Any) -> Any:
 
 
 def while_loop(equation, *operands, run):
-    """The carries are a scan's, and rounded in each iteration before anything reads them: what
-    waits until they do not change would wait forever. Where the condition is an array that ``vmap``
-    made, each element keeps its carries once its own loop has ended."""
+    """The carries are a scan's. In each iteration they are rounded before anything reads them, and
+    so is what is added up: what waits until nothing changes would wait forever. Where the condition
+    is an array that ``vmap`` made, each element keeps its carries once its own loop has ended."""
     params = equation.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
@@ -236,7 +243,7 @@ def while_loop(equation, *operands, run):
     [holding] = params["cond_jaxpr"].out_avals
 
     def condition(values):
-        return plain(run(params["cond_jaxpr"], [*operands[:first], *values])[0])
+        return plain(run(params["cond_jaxpr"], [*operands[:first], *values], rounds=True)[0])
 
     def holds(carry):
         which = condition(map(Carry.inside, carries, carry))

@@ -133,7 +133,7 @@ def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     """The largest; a wide dtype holds what a small known number is added to at its own scale."""
     guards = [x.number is not None and abs(x.number) <= _GUARD for x in values]
     terms = [x for x, guard in zip(values, guards, strict=True) if not guard]
-    heard = values if is_narrow(dtype) or not terms else terms
+    heard = terms if any(x.scale for x in terms) and not is_narrow(dtype) else values
     scale = of_several(chosen(x.scale for x in heard), terms)
     return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
 
