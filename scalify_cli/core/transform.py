@@ -136,10 +136,10 @@ def run(
         carries: how many of the results go on into the next iteration, if not all.
     """
 
-    def inner(jaxpr: jex.ClosedJaxpr, operands: Sequence[Any], **how: Any) -> list[Any]:
-        return run(
-            jaxpr, operands, rules, exact, watch, **{"called": True, "rounds": rounds, **how}
-        )
+    def inner(
+        jaxpr: jex.ClosedJaxpr, operands: Sequence[Any], rounds: bool = rounds, **how: Any
+    ) -> list[Any]:
+        return run(jaxpr, operands, rules, exact, watch, called=True, rounds=rounds, **how)
 
     def literal(atom: jex.Literal) -> Any:
         value = constant(atom.val)
