@@ -1,6 +1,6 @@
 """Which narrow values a compiler would fuse with what reads them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,6 @@ _COPIES = {
     *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.copy_p, p.stop_gradient_p),
     p.convert_element_type_p,
 }
-_READERS = (_COMPARES, "compared"), (_ADDS, "added")
 _found: WeakKeyDictionary[jex.Jaxpr, "Readers"] = WeakKeyDictionary()
 
 
@@ -51,43 +50,28 @@ class Readers(NamedTuple):
 def readers(jaxpr: jex.Jaxpr) -> Readers:
     """Of a jaxpr's values."""
     if jaxpr not in _found:
-        compared, added = (_read_by(jaxpr, *which) for which in _READERS)
+        compared, added = (copied(jaxpr, (), which) for which in (_COMPARES, _ADDS))
         _found[jaxpr] = Readers(_fused(jaxpr), compared, added)
     return _found[jaxpr]
 
 
-def _read_by(jaxpr: jex.Jaxpr, primitives: set[Any], field: str) -> set[Any]:
-    """What some equations read, in what is called too, and what that is a copy of."""
-    found: set[Any] = set()
+def copied(
+    jaxpr: jex.Jaxpr, variables: Iterable[Any], primitives: Collection[Any] = ()
+) -> set[Any]:
+    """Some of a jaxpr's values, those that some primitives read, and what all these are copies of;
+    in what is called too."""
+    found = set(filter(is_variable, variables))
     for equation in reversed(jaxpr.eqns):
         copies = equation.primitive in _COPIES and not found.isdisjoint(equation.outvars)
         if equation.primitive in primitives or copies:
             found.update(filter(is_variable, equation.invars))
         elif equation.primitive in CALLED_JAXPR:
             called = _called(equation)
-            found |= _given(equation, called, getattr(readers(called), field))
-    return found
-
-
-def copied(jaxpr: jex.Jaxpr, variables: Iterable[Any]) -> set[Any]:
-    """Some of a jaxpr's values, and what they are copies of."""
-    found = set(filter(is_variable, variables))
-    for equation in reversed(jaxpr.eqns):
-        if found.isdisjoint(equation.outvars):
-            continue
-        if equation.primitive in _COPIES:
-            found.update(filter(is_variable, equation.invars))
-        elif equation.primitive in CALLED_JAXPR:
-            called = _called(equation)
             ends = zip(equation.outvars, called.outvars, strict=True)
-            found |= _given(equation, called, copied(called, (y for x, y in ends if x in found)))
+            inner = copied(called, (y for x, y in ends if x in found), primitives)
+            pairs = zip(equation.invars, called.invars, strict=True)
+            found.update(x for x, own in pairs if own in inner and is_variable(x))
     return found
-
-
-def _given(equation: jex.JaxprEqn, called: jex.Jaxpr, inner: set[Any]) -> set[Any]:
-    """What a call gives for some of the values that it takes."""
-    pairs = zip(equation.invars, called.invars, strict=True)
-    return {x for x, own in pairs if own in inner and is_variable(x)}
 
 
 def _fused(jaxpr: jex.Jaxpr) -> set[Any]:
