@@ -65,7 +65,7 @@ _TAKES_SCALARS = {
     *(p.mul_p, p.div_p, p.add_p, p.sub_p, p.max_p, p.min_p, p.rem_p, p.clamp_p),
     *(p.eq_p, p.ne_p, p.lt_p, p.le_p, p.gt_p, p.ge_p),
 }
-_COPIES = {p.copy_p, p.convert_element_type_p}
+_MADE_ONCE = {p.copy_p, p.convert_element_type_p}
 _TAKES_SCALE = {p.mul_p, p.div_p, p.select_n_p}
 """Where an array meets a known number: a cotangent's 1/N must not be lost to a narrow dtype."""
 
@@ -158,7 +158,7 @@ def run(
         elif rule is getattr(equation.primitive, "scale_rule", None):
             outputs = rule(equation, *(stored(x) if isinstance(x, Scaled) else x for x in operands))
         elif rule in _UNSCALED:
-            copies = rule is _unscaled and equation.primitive in _COPIES
+            copies = rule is _unscaled and equation.primitive in _MADE_ONCE
             shared = copies and returned.isdisjoint(equation.outvars)
             outputs = (_shared if shared else rule)(equation, *operands)
         else:
