@@ -76,7 +76,8 @@ class Scaled:
         return np.shape(self.data)
 
     def with_data(self, data: Any) -> "Scaled":
-        return replace(self, data=data)
+        """Other data in its place, of which no number is known."""
+        return replace(self, data=data, number=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,7 +136,8 @@ def _joint(*forms: Any) -> Any:
     known = UNKNOWN not in scales and (same or not is_narrow(forms[0].dtype))
     scale, sure = maximum(scales), same and len(scales) == len(forms)
     scale = UNKNOWN if not known else scale if sure else scale.vague()
-    return replace(forms[0], scale=scale, loose=loose)
+    role = forms[0].role if len({form.role for form in forms}) == 1 else ""
+    return replace(forms[0], scale=scale, loose=loose, role=role)
 
 
 def remat(equation, *operands, run):

@@ -50,7 +50,7 @@ def leaving(x: Any, alone: bool = True, stacked: bool = False) -> tuple[Any, Any
         return None, x
     loose, x = not isinstance(x, Scaled) or x.loose, promote(x)
     role = x.role if isinstance(x.role, str) else ""  # others are of arrays that stay inside
-    x = sized(replace(x, loose=loose, role=role))
+    x = sized(replace(x, loose=loose, role=role, number=None, picked=None))
     known, narrow = x.scale is None or x.scale.level < level(), is_narrow(x.dtype)
     if narrow and stacked and x.scale and not known:
         x = stored(held(x))
