@@ -108,7 +108,15 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
         return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
     pairs = zip(program.arguments, static, strict=True)
-    return settled(evaluated)([x if s is None else x.data for x, s in pairs])
+    results = settled(evaluated)([x if s is None else x.data for x, s in pairs])
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((program.arguments, results))):
+        return results
+    return jax.tree.map(_as_array, results)
+
+
+def _as_array(x: Any) -> jax.Array:
+    """A result; what is known while tracing is no array yet."""
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def _has_known_scale(x: Any) -> bool:

@@ -6,9 +6,11 @@ import jax.scipy as jsp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import sparse
 from jax.extend.core import primitives as p
 from law_examples import primitives_of
 
+from scalify_cli import trace
 from scalify_cli.core import RULES, ScaledArray, scalify, unscale
 
 SEEDED = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
@@ -103,3 +105,17 @@ CONTROL = """
     jit remat2 scan while
 """
 PARTS = "imag ragged_all_to_all select_and_scatter"  # of what has an example, or a GPU's alone
+
+
+@pytest.mark.parametrize("exponent", [-40, 0, 40])
+def test_a_fallback_adds_up_in_float32(exponent):
+    """A sparse matmul asks for sums in its own dtype, which may not hold them."""
+    x = np.float32([[1, 0, -3], [0, 2, 0.5]])
+
+    def f(x, y):
+        return sparse.BCOO.fromdense(x, nse=4) @ y
+
+    scaled = ScaledArray(jnp.float16(x), jnp.float32(2.0**exponent))
+    got = scalify(f)(scaled, ScaledArray(jnp.float16(x.T), scaled.scale))
+    assert "fallback" in str(trace(f, scaled, scaled))
+    np.testing.assert_allclose(unscale(got, jnp.float32), x @ x.T * 4.0**exponent, rtol=1e-3)

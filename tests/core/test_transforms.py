@@ -277,3 +277,12 @@ def test_scales_that_need_not_wait_are_computed_together():
         return jax.jit(scalify(f)).lower(*xs).as_text().count("dot_general") - count
 
     assert products(1) == products(5) == 2
+
+
+def test_results_are_arrays_outside_of_jit_too():
+    def update(x):
+        return -x, jnp.var(x), x + 1, jnp.float32(3), 2, jnp.zeros_like(x)
+
+    leaves = jax.tree.leaves(scalify(update)(as_scaled(jnp.arange(4.0))))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert all(leaf.sharding.is_fully_addressable for leaf in leaves)

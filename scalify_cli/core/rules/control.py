@@ -15,6 +15,7 @@ from jax.extend.core import primitives as p
 from jax.sharding import PartitionSpec, Sharding
 
 from scalify_cli.core.dtypes import is_narrow
+from scalify_cli.core.rules.derivatives import DIFFERENTIATED, with_derivative
 from scalify_cli.core.rules.edges import UNKNOWN, Carry, apart, arrived, joined, left
 from scalify_cli.core.values import Scaled, Uniform, plain
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
@@ -34,8 +35,15 @@ def call(name: str) -> Callable:
     return rule
 
 
+def own_derivative(rule: Callable) -> Callable:
+    """The rule of a call that brings its derivative."""
+    return lambda equation, *operands, run: with_derivative(
+        equation, operands, rule(equation, *operands, run=run)
+    )
+
+
 def linear_solve(equation, *operands, run):
-    """What solves is a program; the others are for derivatives, which have been taken."""
+    """What solves is a program; the others are for derivatives."""
     lengths = equation.params["const_lengths"]
     first = lengths.matvec + lengths.vecmat
     inputs = [*operands[first : first + lengths.solve], *operands[sum(lengths) :]]
@@ -188,6 +196,7 @@ def _shard(variable: Any, x: Any, data: Any) -> Any:
 
 CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
 CALLS |= {"custom_vmap_call": call("call"), "custom_linear_solve": linear_solve}
+CALLS |= {name: own_derivative(CALLS[name]) for name in CALLS if name in DIFFERENTIATED}
 LOOPS = {
     p.scan_p.name: scan,
     p.while_p.name: while_loop,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import primitives as p
 
-from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
+from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.values import (
     Picked,
     Scaled,
@@ -237,13 +237,20 @@ def opaque(scale: Callable[..., Scale | None] = lambda *_: ONE, role: str = "") 
 
     def rule(equation: Any, *operands: Any) -> list[Any]:
         own = [x.scale for x in operands if isinstance(x, Scaled)]
+        sums = equation.params.get("preferred_element_type")
+        params = {} if sums is None else {"preferred_element_type": _wide_sums(sums)}
 
         def fitted(aval: Any, data: Any) -> Scaled:
             return result(aval, data, scale(*own) if is_narrow(aval.dtype) else scale(), role=role)
 
-        return each(equation, bind(equation, list(map(true_values, operands))), fitted)
+        outputs = bind(equation, list(map(true_values, operands)), **params)
+        return each(equation, outputs, fitted)
 
     return rule
+
+
+def _wide_sums(dtype: Any) -> Any:
+    return wide_dtype(dtype) if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 at_one, vague = opaque(), opaque(lambda *_: ONE.vague())

@@ -39,17 +39,18 @@ def combined(equation: Any, *operands: Any) -> list[Any]:
     params: dict[str, Any] = {}
     for name, program in equation.params.items():
         if isinstance(program, jex.ClosedJaxpr):
-            params[name] = changed(program, _wide)
+            params[name] = changed(program, widened)
         elif isinstance(program, jex.Jaxpr):
             consts = name.replace("jaxpr", "consts")
-            wide = changed(jex.ClosedJaxpr(program, equation.params[consts]), _wide)
+            wide = changed(jex.ClosedJaxpr(program, equation.params[consts]), widened)
             params |= {name: wide.jaxpr, consts: tuple(wide.consts)}
     values = [at(x, ONE) if isinstance(x, Scaled) else x for x in operands]
     outputs = bind(equation, values, **params)
     return each(equation, outputs, lambda aval, x: result(aval, x, ONE.vague()))
 
 
-def _wide(x: Any) -> Any:
+def widened(x: Any) -> Any:
+    """A narrow float, or its type, in float32."""
     if not is_float(x) or not is_narrow(x.dtype):
         return x
     dtype = register_dtype(x.dtype)
