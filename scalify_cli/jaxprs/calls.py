@@ -76,13 +76,14 @@ def switch_again(
 
 def changed(closed: jex.ClosedJaxpr, change: Callable) -> jex.ClosedJaxpr:
     """The program with ``change`` applied to each of its values, types of arguments included; loops
-    and branches in it are computed in their own dtypes."""
+    and branches in it, and bits, are in their own dtypes."""
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
         if equation.primitive in CALLED_JAXPR:
             inner = equation.params[CALLED_JAXPR[equation.primitive]]
             return evaluate(inner.jaxpr, list(map(change, inner.consts)), operands, apply, literal)
-        if any(jex.jaxprs_in_params(equation.params)):
+        bits = equation.primitive is p.bitcast_convert_type_p
+        if bits or any(jex.jaxprs_in_params(equation.params)):
             pairs = zip(operands, equation.invars, strict=True)
             operands = [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
         return list(map(change, bind(equation, operands)))
