@@ -210,7 +210,8 @@ def promote(x: Any, whole: bool = True) -> Scaled:
 def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     """Values at the power of two at or below their largest finite magnitude."""
     size = _size(data, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS)
-    return Scaled(data, (size * unit).of_degree(1), unit, dtype)
+    degree = 0 if np.size(data) == 1 else 1  # a single value is known to be near its scale
+    return Scaled(data, (size * unit).of_degree(degree), unit, dtype)
 
 
 def _size(data: Any, least: int) -> Scale:

@@ -232,3 +232,26 @@ def test_a_loop_until_nothing_changes_ends(name, exponent, wrap):
     wanted = np.sqrt(np.float32(unscale(a, jnp.float32)))
     np.testing.assert_allclose(unscale(found, jnp.float32), wanted, rtol=2.0**-9)
     assert count < 30
+
+
+@pytest.mark.parametrize("f", [lambda x: x**3, lambda x: x * x * x, lambda x: jnp.square(x * x)])
+def test_powers_of_mostly_zeros(f):
+    """An element may be hundreds of times the root mean square that is the scale."""
+    x = as_scaled(jnp.zeros(1 << 16, jnp.float16).at[jnp.array([3, 5])].set(jnp.float16([1, -0.5])))
+    check(f, x)
+
+
+@pytest.mark.parametrize("binades", [0, 2, 3])
+def test_normalised_again_and_again(binades):
+    """Data above its scale by some binades: what is divided by a norm still is."""
+
+    def power_iteration(x, matrix):
+        for _ in range(7):
+            x = matrix @ x
+            x = x / jnp.linalg.norm(x)
+        return x
+
+    draw = np.random.default_rng(0).normal(size=(9, 8))
+    matrix = as_scaled(jnp.float16(draw[1:] @ draw[1:].T))
+    shifted = ScaledArray(matrix.data * 2**binades, matrix.scale / 2**binades)
+    check(power_iteration, as_scaled(jnp.float16(draw[0])), shifted)

@@ -29,7 +29,16 @@ from scalify_cli.core.rules.families import (
     subtracted,
     vague,
 )
-from scalify_cli.core.rules.products import factors, far, power, product, quotient, root, signed
+from scalify_cli.core.rules.products import (
+    factors,
+    far,
+    perhaps_above,
+    power,
+    product,
+    quotient,
+    root,
+    signed,
+)
 from scalify_cli.core.values import Scaled, aligned, at, promote, register, stored
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
@@ -70,11 +79,11 @@ def general_power(equation, x, y):
     n = 0.25 if number is None else number
     if abs(n) == 0.5:
         return root(int(2 * n) * 2, lambda data: lax.pow(data, lax.full_like(data, n)))(equation, x)
-    if far(n) or not float(n).is_integer():
+    if not (0 <= n <= 5 and float(n).is_integer()):
         return vague(equation, x, y)
     [x], scale, unit = factors([x], [int(n)])
-    data = lax.integer_pow(register(x), int(n))
-    return [result(equation.outvars[0].aval, data, scale, unit)]
+    data, aval = lax.integer_pow(register(x), int(n)), equation.outvars[0].aval
+    return [result(aval, data, perhaps_above(scale, aval.dtype) if far(n) else scale, unit)]
 
 
 def exponential(equation, x):

@@ -66,11 +66,13 @@ def product(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     x, y = _factor(_normaliser(x, y)), _factor(_normaliser(y, x))
     kept, role = (None, x.role) if y.number is not None else _gate(x, y)
     decays = DECAYING in (x.role, y.role) and role != DECAYING
+    cubes = y.number is None and SQUARE in (x.role, y.role)
     (x, y), scale, unit = factors((x, y), (1, 1))
     aval = equation.outvars[0].aval
     [data] = bind(equation, [register(x), register(y)])
     scale = _near(scale, kept, aval.dtype)
-    return [result(aval, data, scale and scale.vague() if decays else scale, unit, role)]
+    scale = scale and scale.vague() if decays else scale
+    return [result(aval, data, perhaps_above(scale, aval.dtype) if cubes else scale, unit, role)]
 
 
 def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
@@ -86,7 +88,7 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     (x, y), scale, unit = factors((x, _factor(y, measures)), (1, -1))
     [data] = bind(equation, [register(x), register(y)])
     if not told and y.shape in (aval.shape, ()):
-        scale = _perhaps_above(scale, aval.dtype)
+        scale = perhaps_above(scale, aval.dtype)
     return [result(aval, data, scale, unit)]
 
 
@@ -138,14 +140,14 @@ def power(equation: Any, x: Scaled) -> list[Any]:
         own, least = cast(own, data.dtype), float(jnp.finfo(x.dtype).tiny)
         data = jnp.where((abs(own) >= least) & (abs(own) <= 1 / least), own, data)
     scale = _near(scale, kept, aval.dtype)
-    scale = _perhaps_above(scale, aval.dtype) if far(n) else scale
+    scale = perhaps_above(scale, aval.dtype) if far(n) or x.role == SQUARE else scale
     return [result(aval, data, scale, unit, role)]
 
 
 def far(n: float) -> bool:
-    """Whether the n-th power of what is near its scale may be far from its own: with 8 to it for
-    the largest, FP16 holds the fifth."""
-    return not 0 <= n <= 5
+    """Whether the n-th power of what is near its scale may be far from its own: of an array that is
+    zero for the most part, the largest is hundreds of times its root mean square."""
+    return not 0 <= n <= 2
 
 
 def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
@@ -195,7 +197,7 @@ def _near(scale: Scale | None, wanted: Scale | None, dtype: Any) -> Scale | None
     return found.of_degree(wanted.degree, wanted.drift)
 
 
-def _perhaps_above(scale: Scale | None, dtype: Any) -> Scale | None:
+def perhaps_above(scale: Scale | None, dtype: Any) -> Scale | None:
     """The scale of what may be far above it: a wide dtype holds that all the same."""
     return scale and (scale.vague() if is_narrow(dtype) else scale.shifted(0, 0, most=REACH))
 
@@ -231,7 +233,7 @@ def root(n: int, function: Callable) -> Rule:
         scale = x.scale and x.scale.root(abs(n)) ** sign
         aval = equation.outvars[0].aval
         role = _INVERSE_ROOT if n < 0 and scale and scale.trusted else ""
-        scale = _perhaps_above(scale, aval.dtype) if n < 0 else scale
+        scale = perhaps_above(scale, aval.dtype) if n < 0 else scale
         return [result(aval, function(data), scale, unit**sign if whole else ONE, role)]
 
     return rule
