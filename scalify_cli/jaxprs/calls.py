@@ -84,8 +84,9 @@ def changed(closed: jex.ClosedJaxpr, change: Callable) -> jex.ClosedJaxpr:
             return evaluate(inner.jaxpr, list(map(change, inner.consts)), operands, apply, literal)
         bits = equation.primitive is p.bitcast_convert_type_p
         if bits or any(jex.jaxprs_in_params(equation.params)):
-            pairs = zip(operands, equation.invars, strict=True)
-            operands = [x if x.dtype == v.aval.dtype else x.astype(v.aval.dtype) for x, v in pairs]
+            avals: list[Any] = [x.aval for x in equation.invars]
+            pairs = zip(operands, avals, strict=True)
+            operands = [x if x.dtype == own.dtype else x.astype(own.dtype) for x, own in pairs]
         return list(map(change, bind(equation, operands)))
 
     def literal(atom: jex.Literal) -> Any:
