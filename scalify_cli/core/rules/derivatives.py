@@ -40,8 +40,10 @@ def with_derivative(equation: Any, operands: Sequence[Any], outputs: list[Any]) 
         return outputs
     variables = [*equation.invars, *equation.outvars]
     narrow = any(is_float(x.aval) and is_narrow(x.aval.dtype) for x in variables)
-    written = _in_float32 if narrow and equation.primitive in _FUNCTIONS else _in_own_dtypes
-    return list(map(_derived, outputs, written(equation, operands)))
+    if narrow and equation.primitive in _FUNCTIONS:
+        values = [true_values(x) if isinstance(x, Scaled) else plain(x) for x in operands]
+        return list(map(_derived, outputs, _InFloat32(equation)(values)))
+    return list(map(_derived, outputs, bind(equation, list(map(plain, operands)))))
 
 
 def _rounds(equation: Any) -> bool:
@@ -59,61 +61,64 @@ def _derived(x: Any, own: Any) -> Any:
     return picked_as(x, x.with_data(derived_p.bind(x.data, cast(own, x.data.dtype))))
 
 
-def _in_own_dtypes(equation: Any, operands: Sequence[Any]) -> list[Any]:
-    return bind(equation, list(map(plain, operands)))
+class _InFloat32:
+    """A call, and its derivatives, in float32 instead of narrow dtypes, which may not hold the
+    values."""
 
+    def __init__(self, equation: Any):
+        self.equation, first = equation, equation.params.get("num_consts", 0)
+        self.inputs = [x.aval for x in equation.invars]
+        # Nobody differentiates by what the function closes over, which comes first.
+        self.floats = [i for i, x in enumerate(self.inputs) if i >= first and is_float(x)]
+        self.returned = [i for i, x in enumerate(equation.outvars) if is_float(x.aval)]
 
-def _in_float32(equation: Any, operands: Sequence[Any]) -> list[Any]:
-    """The call in float32 instead of narrow dtypes, which may not hold the values; None for what
-    it returns beside floats."""
-    values = [widened(true_values(x) if isinstance(x, Scaled) else plain(x)) for x in operands]
-    closed_over = equation.params.get("num_consts", 0)  # which nobody differentiates by
-    floats = [i for i, x in enumerate(equation.invars) if is_float(x.aval) and i >= closed_over]
-    returned = [i for i, x in enumerate(equation.outvars) if is_float(x.aval)]
+    def __call__(self, values: Sequence[Any]) -> list[Any]:
+        """What the call returns; None beside floats."""
+        value = self.wide(self.value)
+        if self.equation.primitive is p.custom_jvp_call_p:
+            f = jax.custom_jvp(lambda *values: value(values))
+            f.defjvp(lambda values, tangents: (value(values), self.pushed(values, tangents)))
+        else:
+            f = jax.custom_vjp(lambda *values: value(values))
+            f.defvjp(lambda *values: (value(values), values), self.pulled)
+        outputs = f(*map(widened, values))
+        return _placed([None] * len(self.equation.outvars), self.returned, outputs)
 
-    def of_floats(values: Sequence[Any]) -> tuple[Callable, list[Any]]:
-        """The call as it was written, from floats to floats, and those of the values."""
+    def pushed(self, values: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """The tangents of what the call returns."""
+        along = lambda values, tangents: jax.jvp(*self.parts(values), tangents)[1]  # noqa: E731
+        own = [self.inputs[i] for i in self.floats]
+        return self.wide(along, own)(values, [tangents[i] for i in self.floats])
 
-        def written(*own: Any) -> list[Any]:
-            outputs = bind(equation, _placed(values, floats, own))
-            return [outputs[i] for i in returned]
+    def pulled(self, values: Sequence[Any], cotangents: Sequence[Any]) -> tuple:
+        """The cotangents of what it is given; none of integers."""
 
-        return written, [values[i] for i in floats]
+        def back(values: Any, cotangents: Any) -> Any:
+            written, own = self.parts(values)
+            return jax.vjp(written, *own)[1](cotangents)
 
-    def value(values: Any) -> Any:
-        written, own = of_floats(values)
+        own = [self.equation.outvars[i].aval for i in self.returned]
+        found = self.wide(back, own)(values, cotangents)
+        return tuple(_placed([None] * len(values), self.floats, found))
+
+    def value(self, values: Sequence[Any]) -> list[Any]:
+        """The call as it was written."""
+        written, own = self.parts(values)
         return written(*own)
 
-    def pushed(values: Any, tangents: Any) -> Any:
-        written, own = of_floats(values)
-        return jax.jvp(written, own, tangents)[1]
+    def parts(self, values: Sequence[Any]) -> tuple[Callable, list[Any]]:
+        """The same as a function from floats to floats, and what it is called with."""
 
-    def pulled(values: Any, cotangents: Any) -> Any:
-        written, own = of_floats(values)
-        return jax.vjp(written, *own)[1](cotangents)
+        def written(*own: Any) -> list[Any]:
+            outputs = bind(self.equation, _placed(values, self.floats, own))
+            return [outputs[i] for i in self.returned]
 
-    def wide(function: Callable, *types: Any) -> Callable:
-        avals = [x.aval for x in equation.invars]
-        program = changed(jax.make_jaxpr(function)(avals, *types), widened)
+        return written, [values[i] for i in self.floats]
+
+    def wide(self, function: Callable, *types: Any) -> Callable:
+        """A function of what the call is given, and of others, in float32."""
+        program = changed(jax.make_jaxpr(function)(self.inputs, *types), widened)
         return lambda *lists: jex.jaxpr_as_fun(program)(*itertools.chain(*lists))
-
-    primal = wide(value)
-
-    def jvp(values: Any, tangents: Any) -> Any:
-        starts = [equation.invars[i].aval for i in floats]
-        return primal(values), wide(pushed, starts)(values, [tangents[i] for i in floats])
-
-    def backward(values: Any, cotangents: Any) -> Any:
-        ends = [equation.outvars[i].aval for i in returned]
-        return tuple(_placed([None] * len(values), floats, wide(pulled, ends)(values, cotangents)))
-
-    if equation.primitive is p.custom_jvp_call_p:
-        f = jax.custom_jvp(lambda *values: primal(values))
-        f.defjvp(jvp)
-    else:
-        f = jax.custom_vjp(lambda *values: primal(values))
-        f.defvjp(lambda *values: (primal(values), values), backward)
-    return _placed([None] * len(equation.outvars), returned, f(*values))
 
 
 def _placed(values: Sequence[Any], places: Sequence[int], new: Sequence[Any]) -> list[Any]:
