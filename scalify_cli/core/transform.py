@@ -17,6 +17,7 @@ from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
 from scalify_cli.core.fusion import copied, readers
 from scalify_cli.core.rules import RULES
 from scalify_cli.core.rules.control import CALLS, LOOPS
+from scalify_cli.core.rules.derivatives import derivatives
 from scalify_cli.core.rules.families import is_array
 from scalify_cli.core.rules.programs import fallback
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
@@ -108,10 +109,15 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
         return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
     pairs = zip(program.arguments, static, strict=True)
-    results = settled(evaluated)([x if s is None else x.data for x, s in pairs])
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((program.arguments, results))):
+    with derivatives(_traced(program.arguments)):
+        results = settled(evaluated)([x if s is None else x.data for x, s in pairs])
+    if _traced((program.arguments, results)):
         return results
     return jax.tree.map(_as_array, results)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 def _as_array(x: Any) -> jax.Array:

@@ -210,8 +210,10 @@ def promote(x: Any, whole: bool = True) -> Scaled:
 def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     """Values at the power of two at or below their largest finite magnitude."""
     size = _size(data, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS)
-    degree = 0 if np.size(data) == 1 else 1  # a single value is known to be near its scale
-    return Scaled(data, (size * unit).of_degree(degree), unit, dtype)
+    doubt = (
+        (0, (0.0, 1.0)) if np.size(data) == 1 else (1,)
+    )  # a single value is from 1 to 2 times it
+    return Scaled(data, (size * unit).of_degree(*doubt), unit, dtype)
 
 
 def _size(data: Any, least: int) -> Scale:

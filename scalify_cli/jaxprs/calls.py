@@ -20,6 +20,8 @@ CALLED_JAXPR = {
 }
 """Primitives that call a closed jaxpr once, and the parameter that holds it."""
 
+_OWN_DTYPES = {"bitcast_convert_type", "pure_callback", "io_callback"}
+
 
 def scan_counts(equation: jex.JaxprEqn) -> tuple[int, int]:
     """How many operands of a ``scan`` are constants, and how many carries.
@@ -76,14 +78,13 @@ def switch_again(
 
 def changed(closed: jex.ClosedJaxpr, change: Callable) -> jex.ClosedJaxpr:
     """The program with ``change`` applied to each of its values, types of arguments included; loops
-    and branches in it, and bits, are in their own dtypes."""
+    and branches in it, callbacks and bits are in their own dtypes."""
 
     def apply(equation: jex.JaxprEqn, operands: list[Any]) -> list[Any]:
         if equation.primitive in CALLED_JAXPR:
             inner = equation.params[CALLED_JAXPR[equation.primitive]]
             return evaluate(inner.jaxpr, list(map(change, inner.consts)), operands, apply, literal)
-        bits = equation.primitive is p.bitcast_convert_type_p
-        if bits or any(jex.jaxprs_in_params(equation.params)):
+        if equation.primitive.name in _OWN_DTYPES or any(jex.jaxprs_in_params(equation.params)):
             avals: list[Any] = [x.aval for x in equation.invars]
             pairs = zip(operands, avals, strict=True)
             operands = [x if x.dtype == own.dtype else x.astype(own.dtype) for x, own in pairs]

@@ -255,3 +255,21 @@ def test_normalised_again_and_again(binades):
     matrix = as_scaled(jnp.float16(draw[1:] @ draw[1:].T))
     shifted = ScaledArray(matrix.data * 2**binades, matrix.scale / 2**binades)
     check(power_iteration, as_scaled(jnp.float16(draw[0])), shifted)
+
+
+@pytest.mark.parametrize("f", [lambda x: x * jnp.sum(x[:2]), lambda x: x / jnp.mean(x)])
+def test_scaled_by_scalars_again_and_again(f):
+    """A scalar is up to twice its scale: a product of many is far from theirs."""
+
+    def chain(x):
+        for _ in range(22):
+            x = f(x)
+        return x
+
+    check(chain, as_scaled(jnp.float16([0.475, 0.475, 1.3, 0.7])))
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-8, 1e-6])
+def test_a_small_number_beside_squares_of_outliers(epsilon):
+    x = as_scaled(jnp.ones(4096, jnp.float16).at[0].set(100))
+    check(lambda x: x * x + epsilon, x)

@@ -168,3 +168,26 @@ def test_rules_with_loops_are_in_their_own_dtypes(dtype):
     x = jnp.asarray(X, dtype)
     got = jax.grad(lambda x: jnp.sum(unscale(scalify(thrice)(as_scaled(x)))))(x)
     np.testing.assert_array_equal(got, np.full_like(X, 8))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_what_nobody_differentiates_is_computed_once(dtype):
+    calls = []
+
+    @jax.custom_jvp
+    def host_sine(x):
+        kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda y: (calls.append(1), np.sin(y))[1], kind, x)
+
+    host_sine.defjvp(lambda primals, tangents: (host_sine(*primals), tangents[0]))
+    got = scalify(host_sine)(as_scaled(jnp.asarray(X, dtype)))
+    np.testing.assert_allclose(unscale(got, jnp.float32), np.sin(X), rtol=2e-3, atol=1e-3)
+    assert len(calls) == 1
+
+
+def test_shards_have_the_derivative_of_the_body():
+    mesh = jax.make_mesh((1,), ("i",))
+    specs = jax.sharding.PartitionSpec("i")
+    f = jax.shard_map(jax.nn.relu, mesh=mesh, in_specs=specs, out_specs=specs)
+    got = jax.grad(lambda x: jnp.sum(unscale(scalify(f)(as_scaled(x))) ** 2))(jnp.asarray(X))
+    np.testing.assert_array_equal(got, 2 * np.maximum(X, 0))

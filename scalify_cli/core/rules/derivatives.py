@@ -6,7 +6,9 @@ for that, nothing of it is compiled.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,11 +22,13 @@ from scalify_cli.core.rules.programs import widened
 from scalify_cli.core.values import Scaled, Uniform, at, picked_as, plain, true_values
 from scalify_cli.jaxprs.calls import changed
 from scalify_cli.jaxprs.interpreter import bind
+from scalify_cli.jaxprs.tracing import shard_level
 from scalify_cli.scales.scale import ONE
 
 _FUNCTIONS = {p.custom_jvp_call_p, p.custom_vjp_call_p}
 DIFFERENTIATED = {*(x.name for x in _FUNCTIONS), "custom_linear_solve"}
 """Calls that bring their derivatives, by name."""
+_asked: ContextVar[bool] = ContextVar("_asked", default=True)
 derived_p = marker("derived", lambda equation, x, own: [x])
 ad.defjvp(derived_p, None, lambda tangent, x, own: tangent)
 batching.defbroadcasting(derived_p)
@@ -33,10 +37,11 @@ batching.defbroadcasting(derived_p)
 def with_derivative(equation: Any, operands: Sequence[Any], outputs: list[Any]) -> list[Any]:
     """The outputs of a call with the derivative that the program gives it.
 
-    What has effects must not happen twice, and what rounds values rounds scaled data.
+    What has effects must not happen twice, and what rounds values rounds scaled data. Within
+    ``shard_map`` the derivative is the body's: JAX does not track there how shards differ.
     """
     varies = any(is_float(x) and not isinstance(x, Uniform) for x in operands)
-    if not varies or equation.effects or _rounds(equation):
+    if not (varies and _asked.get()) or shard_level() or equation.effects or _rounds(equation):
         return outputs
     variables = [*equation.invars, *equation.outvars]
     narrow = any(is_float(x.aval) and is_narrow(x.aval.dtype) for x in variables)
@@ -44,6 +49,16 @@ def with_derivative(equation: Any, operands: Sequence[Any], outputs: list[Any]) 
         values = [true_values(x) if isinstance(x, Scaled) else plain(x) for x in operands]
         return list(map(_derived, outputs, _InFloat32(equation)(values)))
     return list(map(_derived, outputs, bind(equation, list(map(plain, operands)))))
+
+
+@contextmanager
+def derivatives(asked: bool) -> Iterator[None]:
+    """Whether anybody may ask for a derivative from outside."""
+    token = _asked.set(asked)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 def _rounds(equation: Any) -> bool:

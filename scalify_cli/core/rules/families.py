@@ -38,7 +38,6 @@ BELOW, SHARE, TOTAL = "below", "share", "total"
 """In a softmax: values less the largest, their exponentials, and the sum of those."""
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
 REACH = 100  # binades from its unit that data in float32 may be
-_HELD = 20  # binades above a small number that narrow data beside it may be stored at
 ROOM = 7  # binades between the scale that a narrow value is given and its own
 _SHAPED = {
     *(p.reshape_p, p.broadcast_in_dim_p, p.squeeze_p, p.transpose_p),
@@ -136,19 +135,7 @@ def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     terms = [x for x, guard in zip(values, guards, strict=True) if not guard]
     heard = terms if any(x.scale for x in terms) and not is_narrow(dtype) else values
     scale = of_several(chosen(x.scale for x in heard), terms)
-    if scale and is_narrow(dtype):
-        for x, guard in zip(values, guards, strict=True):
-            scale = _beside_guard(scale, x.scale) if guard and x.scale else scale
     return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
-
-
-def _beside_guard(scale: Scale, guard: Scale) -> Scale:
-    """A sum's scale, lowered by some binades where it would be too far above a small number that
-    is added: what that keeps from zero must not be stored as zero."""
-    lowered = maximum([scale.shifted(-ROOM), minimum([scale, guard.shifted(_HELD)])])
-    if lowered == scale:
-        return scale
-    return lowered.of_degree(scale.degree, scale.shifted(0, 0, most=ROOM).drift)
 
 
 def _role(values: Sequence[Scaled]) -> Any:
