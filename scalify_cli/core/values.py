@@ -210,10 +210,10 @@ def promote(x: Any, whole: bool = True) -> Scaled:
 def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     """Values at the power of two at or below their largest finite magnitude."""
     size = _size(data, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS)
-    doubt = (
-        (0, (0.0, 1.0)) if np.size(data) == 1 else (1,)
-    )  # a single value is from 1 to 2 times it
-    return Scaled(data, (size * unit).of_degree(*doubt), unit, dtype)
+    scale = (size * unit).of_degree(1)
+    if np.size(data) == 1:  # a single value is from 1 to 2 times it
+        scale = scale.of_degree(0, (0.0, 1.0))
+    return Scaled(data, scale, unit, dtype)
 
 
 def _size(data: Any, least: int) -> Scale:

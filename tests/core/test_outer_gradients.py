@@ -186,7 +186,7 @@ def test_what_nobody_differentiates_is_computed_once(dtype):
 
 
 def test_shards_have_the_derivative_of_the_body():
-    mesh = jax.make_mesh((1,), ("i",))
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = jax.sharding.PartitionSpec("i")
     f = jax.shard_map(jax.nn.relu, mesh=mesh, in_specs=specs, out_specs=specs)
     got = jax.grad(lambda x: jnp.sum(unscale(scalify(f)(as_scaled(x))) ** 2))(jnp.asarray(X))
