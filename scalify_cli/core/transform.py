@@ -109,15 +109,11 @@ def propagate(program: Program, rules: Mapping, watch: Watch = lambda apply: app
         return [leave(x) for x in run(program.closed, values, rules, exact, watch)]
 
     pairs = zip(program.arguments, static, strict=True)
-    with derivatives(_traced(program.arguments)):
+    read = jax.tree.leaves((program.arguments, program.closed.consts))
+    traced = any(isinstance(x, Tracer) for x in read)
+    with derivatives(asked=traced):
         results = settled(evaluated)([x if s is None else x.data for x, s in pairs])
-    if _traced((program.arguments, results)):
-        return results
-    return jax.tree.map(_as_array, results)
-
-
-def _traced(tree: Any) -> bool:
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
+    return results if traced else jax.tree.map(_as_array, results)
 
 
 def _as_array(x: Any) -> jax.Array:

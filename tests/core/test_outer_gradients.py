@@ -191,3 +191,12 @@ def test_shards_have_the_derivative_of_the_body():
     f = jax.shard_map(jax.nn.relu, mesh=mesh, in_specs=specs, out_specs=specs)
     got = jax.grad(lambda x: jnp.sum(unscale(scalify(f)(as_scaled(x))) ** 2))(jnp.asarray(X))
     np.testing.assert_array_equal(got, 2 * np.maximum(X, 0))
+
+
+def test_what_is_closed_over_is_differentiated_too():
+    x = jnp.asarray(X)
+
+    def loss(w):
+        return jnp.sum(unscale(scalify(lambda x: jax.nn.relu(x * w))(as_scaled(x))))
+
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.zeros_like(x)), np.zeros_like(X))
