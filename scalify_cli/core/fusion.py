@@ -62,10 +62,10 @@ def copied(
     in what is called too."""
     found = set(filter(is_variable, variables))
     for equation in reversed(jaxpr.eqns):
-        copies = equation.primitive in _COPIES and not found.isdisjoint(equation.outvars)
-        if equation.primitive in primitives or copies:
+        wanted = not found.isdisjoint(equation.outvars)
+        if equation.primitive in primitives or (wanted and equation.primitive in _COPIES):
             found.update(filter(is_variable, equation.invars))
-        elif equation.primitive in CALLED_JAXPR:
+        elif equation.primitive in CALLED_JAXPR and (wanted or primitives):
             called = _called(equation)
             ends = zip(equation.outvars, called.outvars, strict=True)
             inner = copied(called, (y for x, y in ends if x in found), primitives)

@@ -20,7 +20,8 @@ CALLED_JAXPR = {
 }
 """Primitives that call a closed jaxpr once, and the parameter that holds it."""
 
-_OWN_DTYPES = {"bitcast_convert_type", "pure_callback", "io_callback"}
+OWN_DTYPES = {"pure_callback", "io_callback", p.bitcast_convert_type_p}
+"""Callbacks and bits, whose dtypes must not change."""
 
 
 def scan_counts(equation: jex.JaxprEqn) -> tuple[int, int]:
@@ -84,10 +85,11 @@ def changed(closed: jex.ClosedJaxpr, change: Callable) -> jex.ClosedJaxpr:
         if equation.primitive in CALLED_JAXPR:
             inner = equation.params[CALLED_JAXPR[equation.primitive]]
             return evaluate(inner.jaxpr, list(map(change, inner.consts)), operands, apply, literal)
-        if equation.primitive.name in _OWN_DTYPES or any(jex.jaxprs_in_params(equation.params)):
+        own = {equation.primitive, equation.primitive.name} & OWN_DTYPES
+        if own or any(jex.jaxprs_in_params(equation.params)):
             avals: list[Any] = [x.aval for x in equation.invars]
             pairs = zip(operands, avals, strict=True)
-            operands = [x if x.dtype == own.dtype else x.astype(own.dtype) for x, own in pairs]
+            operands = [x if x.dtype == aval.dtype else x.astype(aval.dtype) for x, aval in pairs]
         return list(map(change, bind(equation, operands)))
 
     def literal(atom: jex.Literal) -> Any:

@@ -44,6 +44,8 @@ from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 from scalify_cli.scales.scale import select as select_scale
 
+_MOST_UNITS = 5  # the largest power that is one of units too; others are of true values
+
 
 def convert(equation, x):
     """Between floats the data is cast; to other types the true value is."""
@@ -79,7 +81,7 @@ def general_power(equation, x, y):
     n = 0.25 if number is None else number
     if abs(n) == 0.5:
         return root(int(2 * n) * 2, lambda data: lax.pow(data, lax.full_like(data, n)))(equation, x)
-    if not (0 <= n <= 5 and float(n).is_integer()):
+    if not (0 <= n <= _MOST_UNITS and float(n).is_integer()):
         return vague(equation, x, y)
     [x], scale, unit = factors([x], [int(n)])
     data, aval = lax.integer_pow(register(x), int(n)), equation.outvars[0].aval

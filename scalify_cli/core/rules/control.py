@@ -196,7 +196,7 @@ def _shard(variable: Any, x: Any, data: Any) -> Any:
 
 CALLS = {primitive.name: call(name) for primitive, name in CALLED_JAXPR.items()}
 CALLS |= {"custom_vmap_call": call("call"), "custom_linear_solve": linear_solve}
-CALLS |= {name: own_derivative(CALLS[name]) for name in CALLS if name in DIFFERENTIATED}
+CALLS |= {name: own_derivative(CALLS[name]) for name in DIFFERENTIATED}
 LOOPS = {
     p.scan_p.name: scan,
     p.while_p.name: while_loop,

@@ -10,7 +10,7 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.rules.families import each, is_array, result, vague
 from scalify_cli.core.values import Scaled, at, plain
-from scalify_cli.jaxprs.calls import changed
+from scalify_cli.jaxprs.calls import OWN_DTYPES, changed
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE
 
@@ -58,4 +58,4 @@ def widened(x: Any) -> Any:
 
 
 RULES = dict.fromkeys((p.reduce_p, p.reduce_window_p), combined)
-RULES |= dict.fromkeys(("pure_callback", "io_callback", p.bitcast_convert_type_p), in_own_dtype)
+RULES |= dict.fromkeys(OWN_DTYPES, in_own_dtype)
