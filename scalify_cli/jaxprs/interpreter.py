@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
-from scalify_cli.jaxprs.meshes import UNTRACKED, varying_as
+from scalify_cli.jaxprs.meshes import UNTRACKED, varying_alike
 
 Apply = Callable[[jex.JaxprEqn, list[Any]], Sequence[Any]]
 ARRAYS = (np.ndarray, np.generic, jax.Array)
@@ -151,6 +151,6 @@ def bind(equation: jex.JaxprEqn, operands: Sequence[Any], **changed: Any) -> lis
             return found
     meshed = len(operands) > 1 and not jax.sharding.get_abstract_mesh().empty
     if meshed and not any(jex.jaxprs_in_params(equation.params)):
-        operands = [varying_as(x, *operands) for x in operands]
+        operands = varying_alike(operands)
     outputs = primitive.bind(*operands, **params)
     return list(outputs) if primitive.multiple_results else [outputs]

@@ -51,6 +51,12 @@ def varying_as(x: Any, *others: Any) -> Any:
     return lax.pcast(x, tuple(missing), to="varying") if missing else x
 
 
+def varying_alike(values: Sequence[Any]) -> list[Any]:
+    """The values, each with the shards tracked to differ where those of any do."""
+    differ = [x for x in values if varying_axes(x)]
+    return [varying_as(x, *differ) for x in values] if differ else list(values)
+
+
 def varying_axes(x: Any) -> frozenset:
     """The axes of ``shard_map`` along which JAX has tracked x to differ between the shards."""
     kind = x if isinstance(x, ShapedArray) else jax.typeof(x)

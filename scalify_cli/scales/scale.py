@@ -27,7 +27,7 @@ from scalify_cli.scales.powers import (
 from scalify_cli.scales.rules import RULES
 from scalify_cli.scales.settle import requested
 
-_MOST_PARTS = 24
+_MOST_PARTS = 12  # of a maximum whose operands are compared with others
 _TRUSTED, _VAGUE = 8, 1 << 10  # degrees
 _NO_DRIFT = (0.0, 0.0)
 _serial = itertools.count()
@@ -131,14 +131,23 @@ class Scale:
     @property
     def bounds(self) -> tuple[int, int]:
         """The least and the most that it may be, whatever its atoms are."""
-        ends = [sorted(n * end for end in atom.bounds) for atom, n in self.terms]
-        least, most = (sum(pair[i] for pair in ends) for i in (0, 1))
-        return self.constant + least, self.constant + most
+        return self.relative(ONE)
 
     @property
     def reach(self) -> int:
         """How many binades from 1 it is if none of its atoms is more than 40 from 1."""
         return abs(self.constant) + 40 * sum(abs(n) for _, n in self.terms)
+
+    def relative(self, other: "Scale") -> tuple[int, int]:
+        """The bounds of this scale over another."""
+        counts = dict(self.terms)
+        for atom, n in other.terms:
+            counts[atom] = counts.get(atom, 0) - n
+        least = most = self.constant - other.constant
+        for atom, n in counts.items():
+            first, last = atom.bounds if n > 0 else atom.bounds[::-1]
+            least, most = least + n * first, most + n * last
+        return least, most
 
     def within(self, least: int, most: int) -> bool:
         """Whether it is known to be from 2**least to 2**most."""
@@ -274,18 +283,17 @@ def maximum(scales: Sequence[Scale]) -> Scale:
     """The largest of some scales."""
     differ = list(dict.fromkeys(scales))
     largest = _largest(differ) if len(differ) > 1 else differ[0]
-    below = [0 if x == largest else min((x / largest).bounds[1], 0) for x in scales]
+    below = [0 if x == largest else min(x.relative(largest)[1], 0) for x in scales]
     return largest.of_degree(*_doubt(scales, below))
 
 
 def _largest(scales: Sequence[Scale]) -> Scale:
     """The same; what is surely not larger than others is left out."""
-    parts, found = list(map(_parts, scales)), []
-    for scale in dict.fromkeys(itertools.chain(*parts)):
-        differences = [(scale / x).bounds for x in found]
-        if all(most > 0 for _, most in differences):
-            found = [x for x, (least, _) in zip(found, differences, strict=True) if least < 0]
-            found.append(scale)
+    parts = list(map(_parts, scales))
+    found = parts[0]
+    for own in parts[1:]:  # within one of them, none is surely larger than another
+        new = [x for x in own if all(x.relative(y)[1] > 0 for y in found)]
+        found = [*(y for y in found if all(x.relative(y)[0] < 0 for x in new)), *new]
     whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
     return (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
 

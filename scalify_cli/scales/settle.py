@@ -18,7 +18,7 @@ from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from scalify_cli.jaxprs.interpreter import bind, evaluate, is_variable, live_equations
-from scalify_cli.jaxprs.meshes import here, varying_as, varying_axes
+from scalify_cli.jaxprs.meshes import here, varying_alike, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
 from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, exponent_of_power, inverse_exp2
 from scalify_cli.scales.rules import RULES
@@ -51,7 +51,7 @@ def requested(scale: Any) -> Any:
     """A scale at run time, once it is settled."""
     request = Request(scale)
     arrays = [atom.array for atom in request.sources]
-    return factor_p.bind(*(varying_as(x, *arrays) for x in arrays), asked=request)
+    return factor_p.bind(*varying_alike(arrays), asked=request)
 
 
 def settled(f: Callable, shards: bool = False) -> Callable:

@@ -107,7 +107,7 @@ def scale_free(equation: Any, x: Scaled) -> list[Any]:
 def of_several(scale: Scale | None, values: Sequence[Scaled]) -> Scale | None:
     """The largest scale of some values, which may be zeros where it is theirs."""
     scales = {x.scale for x in values if x.scale is not None}
-    near = all((x / y).bounds[1] <= ROOM for x, y in itertools.permutations(scales, 2))
+    near = all(x.relative(y)[1] <= ROOM for x, y in itertools.permutations(scales, 2))
     sure = near and all(x.drift[0] >= -ROOM for x in scales)
     return scale if sure or not scale else scale.shifted(0, -REACH, most=0)
 
