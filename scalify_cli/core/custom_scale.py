@@ -16,7 +16,8 @@ from jax.interpreters import ad, batching, mlir
 from scalify_cli.core.dtypes import cast, wide_dtype
 from scalify_cli.core.ruled_primitive import RuledPrimitive
 from scalify_cli.core.scaled_array import SMALLEST_SCALE, ScaledArray, is_scaled
-from scalify_cli.core.values import Scaled, enter, held, leave, plain
+from scalify_cli.core.storage import enter, held, leave, plain
+from scalify_cli.core.values import Scaled
 
 
 class custom_scale:

@@ -22,6 +22,9 @@ WIDE_ZEROS = -40
 """log2 of the scale of zeros in a wide dtype: far below others, but not so far that 1/0 crowds them
 out."""
 
+_ABOVE = 6
+"""Binades that the largest narrow value may be above its scale: squares must be finite too."""
+
 
 @jax.tree_util.register_pytree_with_keys_class
 class ScaledArray:
@@ -69,8 +72,9 @@ def as_scaled(tree: Any, scale: Any = None) -> Any:
     Args:
         tree: arrays, or a pytree of arrays.
         scale: the scale of every leaf, rounded down to a power of two. ``None`` takes the power of
-            two at or below the values' root mean square where they are concrete, else 1. Zeros
-            have any scale, and take a small one: others need not make room for them.
+            two at or below the values' root mean square where they are concrete, or more where
+            FP16 or FP8 values are far above that; else 1. Zeros have any scale, and take a small
+            one: others need not make room for them.
 
     Raises:
         ValueError: the scale is known and is not a positive number.
@@ -112,7 +116,7 @@ def _scale_of(x: jax.Array) -> float:
     unit, relative = (float(y) for y in _root_mean_square(x))
     if relative == 0:
         return SMALLEST_SCALE if is_narrow(x.dtype) else 2.0**WIDE_ZEROS
-    return _floor_power_of_two(unit * relative)
+    return _floor_power_of_two(unit * max(relative, 2.0**-_ABOVE if is_narrow(x.dtype) else 0))
 
 
 @jax.jit

@@ -7,7 +7,8 @@ import numpy as np
 from jax.interpreters import ad, batching
 
 from scalify_cli.core.ruled_primitive import marker
-from scalify_cli.core.values import Scaled, promote, stored
+from scalify_cli.core.storage import promote, stored
+from scalify_cli.core.values import Scaled
 from scalify_cli.scales.powers import MIN_EXPONENT
 
 

@@ -21,10 +21,7 @@ from scalify_cli.core.rules.derivatives import derivatives
 from scalify_cli.core.rules.families import is_array
 from scalify_cli.core.rules.programs import fallback
 from scalify_cli.core.scaled_array import ScaledArray, is_scaled
-from scalify_cli.core.values import (
-    Scaled,
-    Uniform,
-    constant,
+from scalify_cli.core.storage import (
     enter,
     held,
     leave,
@@ -34,6 +31,7 @@ from scalify_cli.core.values import (
     rounds_off,
     stored,
 )
+from scalify_cli.core.values import Scaled, Uniform, constant
 from scalify_cli.jaxprs.interpreter import (
     Apply,
     Program,

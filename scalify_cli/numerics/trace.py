@@ -18,8 +18,9 @@ from jax.core import ShapedArray
 from jax.extend import core as jex
 
 from scalify_cli.core import RULES, is_scaled
+from scalify_cli.core.storage import at
 from scalify_cli.core.transform import propagate, rule_for
-from scalify_cli.core.values import Scaled, at
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.interpreter import Apply, scope_of, trace_call
 from scalify_cli.jaxprs.meshes import on_mesh_of
 from scalify_cli.numerics.probe import evaluate_probed, probe

@@ -234,10 +234,12 @@ def test_a_loop_until_nothing_changes_ends(name, exponent, wrap):
     assert count < 30
 
 
-@pytest.mark.parametrize("f", [lambda x: x**3, lambda x: x * x * x, lambda x: jnp.square(x * x)])
+@pytest.mark.parametrize(
+    "f", [jnp.square, lambda x: x**3, lambda x: x * x * x, lambda x: jnp.square(x * x)]
+)
 def test_powers_of_mostly_zeros(f):
-    """An element may be hundreds of times the root mean square that is the scale."""
-    x = as_scaled(jnp.zeros(1 << 16, jnp.float16).at[jnp.array([3, 5])].set(jnp.float16([1, -0.5])))
+    """An element may be hundreds of times the root mean square."""
+    x = as_scaled(jnp.zeros(1 << 20, jnp.float16).at[jnp.array([3, 5])].set(jnp.float16([1, -0.5])))
     check(f, x)
 
 
@@ -273,3 +275,39 @@ def test_scaled_by_scalars_again_and_again(f):
 def test_a_small_number_beside_squares_of_outliers(epsilon):
     x = as_scaled(jnp.ones(4096, jnp.float16).at[0].set(100))
     check(lambda x: x * x + epsilon, x)
+
+
+GUARDED = {
+    "added to": lambda h: nn.relu(h) + 1e-6,
+    "at least": lambda h: jnp.maximum(h, 1e-6),
+    "clipped": lambda h: jnp.clip(h, 1e-6, None),
+    "instead": lambda h: jnp.where(h > 0, h, 1e-6),
+}
+
+
+@pytest.mark.parametrize("exponent", [0, 7, 10])
+@pytest.mark.parametrize("name", GUARDED)
+def test_what_is_kept_from_zero_is_stored_so(name, exponent):
+    """Of a logarithm that is saved for its derivative: at the scale of the others it was zero."""
+    x, v, w = (jax.random.normal(k, (32, 32)) / 6 for k in jax.random.split(jax.random.key(1), 3))
+
+    def loss(x, v, w):
+        return jnp.mean((jnp.log(GUARDED[name](x @ v)) @ w) ** 2)
+
+    arguments = as_scaled([jnp.float16(y) for y in (x * 2**exponent, v, w)])
+    for which in range(3):
+        check(jax.grad(loss, which), *arguments, rtol=2.0**-6)
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_what_is_kept_from_zero_goes_on_at_its_own_scale(name):
+    """The next step does not know how far above its scale the data is."""
+
+    def step(h, w):
+        return GUARDED[name](h), jnp.square(h @ w) @ jnp.square(w)
+
+    h, w = (np.random.default_rng(i).normal(size=(32, 32)) for i in (2, 3))
+    h, w = as_scaled([jnp.float16(np.abs(h) * 2**10), jnp.float16(w)])
+    for _ in range(2):
+        check(lambda h, w: step(h, w)[1], h, w)
+        h, _ = jax.jit(scalify(step))(h, w)

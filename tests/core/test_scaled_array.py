@@ -81,6 +81,13 @@ def test_the_scale_is_the_power_of_two_below_the_root_mean_square(values, scale)
         np.testing.assert_array_equal(np.float32(x.data) * np.float32(x.scale), np.float32(values))
 
 
+@pytest.mark.parametrize("dtype, scale", [(jnp.float32, 2.0**-7), (jnp.float16, 2.0**-6)])
+def test_no_narrow_value_is_far_above_the_scale(dtype, scale):
+    x = as_scaled(jnp.zeros(1 << 14, dtype).at[3].set(1))
+    assert float(x.scale) == scale
+    assert float(unscale(x)[3]) == 1
+
+
 def test_zeros_of_a_narrow_dtype_take_the_smallest_scale():
     assert float(as_scaled(jnp.zeros(2, jnp.float16)).scale) == 2.0**-126
 

@@ -39,7 +39,8 @@ from scalify_cli.core.rules.products import (
     root,
     signed,
 )
-from scalify_cli.core.values import Scaled, aligned, at, promote, register, stored
+from scalify_cli.core.storage import aligned, at, promote, register, stored
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 from scalify_cli.scales.scale import select as select_scale

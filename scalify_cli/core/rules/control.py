@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec, Sharding
 from scalify_cli.core.dtypes import is_narrow
 from scalify_cli.core.rules.derivatives import DIFFERENTIATED, with_derivative
 from scalify_cli.core.rules.edges import UNKNOWN, Carry, apart, arrived, joined, left
-from scalify_cli.core.values import Scaled, Uniform, plain
+from scalify_cli.core.storage import plain
+from scalify_cli.core.values import Scaled, Uniform
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
 from scalify_cli.scales.scale import ONE, maximum, read_as, sources_of
 from scalify_cli.scales.settle import settled

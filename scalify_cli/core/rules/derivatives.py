@@ -19,7 +19,8 @@ from jax.interpreters import ad, batching
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.ruled_primitive import RuledPrimitive, marker
 from scalify_cli.core.rules.programs import widened
-from scalify_cli.core.values import Scaled, Uniform, at, picked_as, plain, true_values
+from scalify_cli.core.storage import at, plain, true_values
+from scalify_cli.core.values import Scaled, Uniform, picked_as
 from scalify_cli.jaxprs.calls import changed
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.jaxprs.tracing import shard_level

@@ -15,8 +15,7 @@ import numpy as np
 from jax import lax
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow
-from scalify_cli.core.values import (
-    Scaled,
+from scalify_cli.core.storage import (
     held,
     measured,
     promote,
@@ -27,6 +26,7 @@ from scalify_cli.core.values import (
     times,
     true,
 )
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.meshes import varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MAX_EXPONENT

@@ -21,14 +21,8 @@ from jax.core import ShapedArray
 from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
-from scalify_cli.core.values import (
-    Picked,
-    Scaled,
-    aligned,
-    picked,
-    register,
-    true_values,
-)
+from scalify_cli.core.storage import aligned, register, true_values
+from scalify_cli.core.values import Guarded, Picked, Scaled, picked
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
 
@@ -144,19 +138,25 @@ def _role(values: Sequence[Scaled]) -> Any:
     return "" if others else role
 
 
-def _of_bounded(*values: Scaled) -> str:
-    """What is bounded stays so beside known numbers."""
-    return BOUNDED if _role(values) == BOUNDED else ""
+def _of_terms(*values: Scaled) -> Any:
+    """A small number guards what it is added to; beside others, what is bounded stays so."""
+    return _guarded(values) or (BOUNDED if _role(values) == BOUNDED else "")
+
+
+def _guarded(values: Sequence[Scaled]) -> Any:
+    """The role of what the small numbers among some values keep from zero."""
+    guards = [abs(x.number) for x in values if x.number and abs(x.number) <= _GUARD]
+    return Guarded(max(guards)) if guards and len(guards) < len(values) else ""
 
 
 def _of_difference(x: Scaled, y: Scaled) -> str:
     if isinstance(y.role, Largest) and cast(y.role.of, register_dtype(x.dtype)) is register(x):
         return BELOW
-    role = _of_bounded(x, y)
-    return DECAYING if role and x.number is not None else role
+    role = _of_terms(x, y)
+    return DECAYING if role == BOUNDED and x.number is not None else role
 
 
-added, subtracted = agrees(of_sum, _of_bounded), agrees(of_sum, _of_difference)
+added, subtracted = agrees(of_sum, _of_terms), agrees(of_sum, _of_difference)
 
 
 def smallest(dtype: Any, *values: Scaled) -> Scale | None:
@@ -212,7 +212,7 @@ def picks(*sides: int) -> Rule:
         kept = _role(values)
         below = isinstance(kept, Largest) or kept == BELOW
         still = below and all(x.number is None or x.number <= 0 for x in values)
-        return kept if still or kept == BOUNDED else ""
+        return kept if still or kept == BOUNDED else _guarded(values)
 
     rule = agrees(of_picked(*sides), role)
 

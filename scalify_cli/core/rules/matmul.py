@@ -11,7 +11,8 @@ from jax.extend.core import primitives as p
 from scalify_cli.core.dtypes import is_float, is_narrow, register_dtype
 from scalify_cli.core.rules.families import at_one, of_terms, result
 from scalify_cli.core.rules.products import multiplied
-from scalify_cli.core.values import Scaled, plain, promote, stored, true
+from scalify_cli.core.storage import plain, promote, stored, true
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE
 

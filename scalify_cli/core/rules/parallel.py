@@ -12,7 +12,8 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import is_narrow
 from scalify_cli.core.rules.families import Rule, of_terms, passes_through
-from scalify_cli.core.values import Scaled, at, scale_array, times
+from scalify_cli.core.storage import at, scale_array, times
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.meshes import varying_axes
 from scalify_cli.jaxprs.tracing import shard_level
 from scalify_cli.scales.scale import ONE, Scale

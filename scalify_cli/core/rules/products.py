@@ -19,12 +19,12 @@ from scalify_cli.core.rules.families import (
     ROOM,
     SQUARE,
     TOTAL,
-    Largest,
     Rule,
     passes_through,
     result,
 )
-from scalify_cli.core.values import NEAR, Scaled, at, measured, register, times, true
+from scalify_cli.core.storage import NEAR, at, measured, register, times, true
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, Scale, maximum, minimum
 
@@ -119,7 +119,7 @@ def _normaliser(x: Scaled, other: Scaled) -> Scaled:
 
 def _not_below(x: Scaled, positive: bool) -> Scaled:
     """x once a sign or a factor is another: not the largest any more, nor surely below 0."""
-    gone = isinstance(x.role, Largest) or (x.role == BELOW and not positive)
+    gone = not isinstance(x.role, str) or (x.role == BELOW and not positive)
     return replace(x, role="") if gone else x
 
 

@@ -9,7 +9,8 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype
 from scalify_cli.core.rules.families import each, is_array, result, vague
-from scalify_cli.core.values import Scaled, at, plain
+from scalify_cli.core.storage import at, plain
+from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.calls import OWN_DTYPES, changed
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE

@@ -23,7 +23,8 @@ from scalify_cli.core.rules.families import (
 )
 from scalify_cli.core.rules.products import factors
 from scalify_cli.core.rules.programs import combined
-from scalify_cli.core.values import Scaled, Uniform, aligned, at, register
+from scalify_cli.core.storage import aligned, at, register
+from scalify_cli.core.values import Scaled, Uniform
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.scale import ONE, chosen
 
