@@ -57,9 +57,9 @@ def _rule(equation: Any, x: Any) -> list[Any]:
     wide = cast(x.data, wide_dtype(x.dtype))
     size = NORMS[equation.params["norm"]](wide)
     change = jnp.clip(log2_floor(size) - equation.params["headroom"], MIN_EXPONENT, -MIN_EXPONENT)
-    change = jnp.where(jnp.isfinite(size), change, 0)
-    change = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
-    scale = (x.scale * Scale.unknown(change, 2 * MAX_EXPONENT)).of_degree(1)
+    change = jnp.where(jnp.isfinite(size) & (size > 0), change, 0)
+    moved = jnp.where(size == 0, MIN_EXPONENT - x.scale.exponent(), change)
+    scale = (x.scale * Scale.unknown(moved, 2 * MAX_EXPONENT)).of_degree(1)
     return [Scaled(cast(wide * exp2(-change), register_dtype(x.dtype)), scale, dtype=x.dtype)]
 
 

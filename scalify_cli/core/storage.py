@@ -23,8 +23,9 @@ from scalify_cli.core.dtypes import cast, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
 from scalify_cli.core.values import Guarded, Scaled, Uniform, picked_as
 from scalify_cli.jaxprs.tracing import once
+from scalify_cli.scales.choices import maximum, minimum
 from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2
-from scalify_cli.scales.scale import ONE, Scale, maximum, minimum
+from scalify_cli.scales.scale import ONE, Scale
 
 NEAR = 16
 """Binades from 1 of a known unit that values of a wide dtype may be in."""
@@ -35,6 +36,9 @@ _BELOW = 4
 """Binades that the largest value of what may be far below its scale may be below it."""
 _RANGE = 13
 """Binades below its scale down to which FP16 is precise; and above it, up to which it is finite."""
+_ZEROS = -80
+"""log2 of the least scale that is measured: XLA multiplies the factors of a product first, and zero
+times infinity is no zero."""
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""
@@ -95,7 +99,7 @@ def promote(x: Any, whole: bool = True) -> Scaled:
 
 def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     """Values at the power of two at or below their largest finite magnitude."""
-    size = _size(data, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS)
+    size = _size(data, _ZEROS if is_narrow(dtype) else WIDE_ZEROS)
     scale = (size * unit).of_degree(1)
     if np.size(data) == 1:  # a single value is from 1 to 2 times it
         scale = scale.of_degree(0, (0.0, 1.0))

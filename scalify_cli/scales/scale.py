@@ -9,7 +9,7 @@ integers, so no product of scales can overflow.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,6 @@ from scalify_cli.scales.powers import (
 from scalify_cli.scales.rules import RULES
 from scalify_cli.scales.settle import requested
 
-_MOST_PARTS = 12  # of a maximum whose operands are compared with others
 _TRUSTED, _VAGUE = 8, 1 << 10  # degrees
 _NO_DRIFT = (0.0, 0.0)
 _serial = itertools.count()
@@ -206,7 +205,7 @@ class Scale:
         if all(k % n == 0 for _, k in self.terms):
             terms = ((atom, k // n) for atom, k in self.terms)
             return Scale(self.constant // n, terms, degree, _times(self.drift, 1 / n))
-        return _derived(f"root {n}", [self]).of_degree(degree, _times(self.drift, 1 / n))
+        return derived(f"root {n}", [self]).of_degree(degree, _times(self.drift, 1 / n))
 
     def parts(self) -> list["Scale"]:
         """Scales whose product it is, where float32 may not hold it: each of two atoms at most."""
@@ -223,7 +222,7 @@ class Scale:
             return self
         if self.static:
             return Scale(min(max(self.constant, least), most), (), self.degree, self.drift)
-        found = _derived("clamp", [self, Scale(least), Scale(most)])
+        found = derived("clamp", [self, Scale(least), Scale(most)])
         return found.of_degree(self.degree, self.drift)
 
     def exponent(self) -> Any:
@@ -270,7 +269,7 @@ def _place(sources: Sequence[Atom], arrays: Sequence[Any]) -> None:
         atom.array = array
 
 
-def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
+def derived(rule: str, scales: Sequence[Scale]) -> Scale:
     """What a rule makes of some scales at run time; the same again for the same ones."""
     [(first, _), *_] = (term for scale in scales for term in scale.terms)
     key = rule, frozenset(scales)
@@ -279,66 +278,6 @@ def _derived(rule: str, scales: Sequence[Scale]) -> Scale:
     return Scale(0, [(first.memo[key], 1)])
 
 
-def maximum(scales: Sequence[Scale]) -> Scale:
-    """The largest of some scales."""
-    differ = list(dict.fromkeys(scales))
-    largest = _largest(differ) if len(differ) > 1 else differ[0]
-    below = [0 if x == largest else min(x.relative(largest)[1], 0) for x in scales]
-    return largest.of_degree(*_doubt(scales, below))
-
-
-def _largest(scales: Sequence[Scale]) -> Scale:
-    """The same; what is surely not larger than others is left out."""
-    parts = list(map(_parts, scales))
-    found = parts[0]
-    for own in parts[1:]:  # within one of them, none is surely larger than another
-        new = [x for x in own if all(x.relative(y)[1] > 0 for y in found)]
-        found = [*(y for y in found if all(x.relative(y)[0] < 0 for x in new)), *new]
-    whole = [x for x, own in zip(scales, parts, strict=True) if set(own) == set(found)]
-    return (whole or found)[0] if whole or len(found) == 1 else _derived("maximum", found)
-
-
-def minimum(scales: Sequence[Scale]) -> Scale:
-    """The smallest of some scales."""
-    return maximum([scale**-1 for scale in scales]) ** -1
-
-
-def select(which: Any, first: Scale, second: Scale) -> Scale:
-    """``first`` where the scalar ``which`` is 0 or false, else ``second``."""
-    index = once(which, "index", lambda: Scale.unknown(jnp.int32(which)))
-    atom = Atom(rule="select", operands=[index, first, second])
-    return Scale(0, [(atom, 1)], *_doubt([first, second]))
-
-
-def _doubt(
-    scales: Sequence[Scale], below: Sequence[float] = ()
-) -> tuple[float, tuple[float, float]]:
-    """The degree and the drift of one of some scales, whichever it is.
-
-    Args:
-        below: of a scale that is theirs together, how far (0 or less) each is below it at least.
-    """
-    pairs = list(zip(scales, below or [0] * len(scales), strict=True))
-    least = min(x.drift[0] for x, by in pairs if not by)
-    most = max(x.drift[1] + by for x, by in pairs)
-    return max((x.degree for x in scales), key=abs), (least, max(least, most))
-
-
 def _times(drift: tuple[float, float], n: float) -> tuple[float, float]:
     ends = drift[0] * n, drift[1] * n
     return min(ends), max(ends)
-
-
-def chosen(scales: Iterable[Scale | None], choose: Callable = maximum) -> Scale | None:
-    """The largest, or another choice, of the scales that are not any scale."""
-    known = [scale for scale in scales if scale is not None]
-    return choose(known) if known else None
-
-
-def _parts(scale: Scale) -> list[Scale]:
-    """What a scale is the largest of: max(a, b)·c is max(a·c, b·c)."""
-    for atom, n in scale.terms:
-        if n == 1 and atom.rule == "maximum" and len(atom.operands) <= _MOST_PARTS:
-            rest = scale / Scale(0, [(atom, 1)])
-            return [operand * rest for operand in atom.operands]
-    return [scale]

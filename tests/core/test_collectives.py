@@ -230,3 +230,11 @@ for kind in (AxisType.Explicit, AxisType.Auto):
 def test_meshes_that_jax_tracks_and_those_that_it_does_not():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([sys.executable, "-c", MESHES], env={**os.environ, **flags}, check=True)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_split_along_some_of_the_axes(wrap):
+    mesh = jax.make_mesh((1, 1), ("i", "j"), axis_types=(AxisType.Auto,) * 2)
+    summed = lambda x: jax.lax.psum(x * 2, "i")  # noqa: E731
+    f = jax.shard_map(summed, mesh=mesh, in_specs=P("i"), out_specs=P(), axis_names={"i"})
+    check_equal(unscale(wrap(scalify(f))(ScaledArray(SHARDS, 4.0))), SHARDS * 8)

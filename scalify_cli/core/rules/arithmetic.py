@@ -42,8 +42,9 @@ from scalify_cli.core.rules.products import (
 from scalify_cli.core.storage import aligned, at, promote, register, stored
 from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.interpreter import bind
-from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
-from scalify_cli.scales.scale import select as select_scale
+from scalify_cli.scales.choices import chosen, maximum, minimum
+from scalify_cli.scales.choices import select as select_scale
+from scalify_cli.scales.scale import ONE, Scale
 
 _MOST_UNITS = 5  # the largest power that is one of units too; others are of true values
 
@@ -114,12 +115,9 @@ def with_one(choose, degree=1):
 
 
 def bounded(*scales):
-    """The smaller one of 1 and the operand's scale; data far above that is still at most 1."""
+    """The smaller one of 1 and the operand's scale; of infinities it is 1 whatever that is."""
     scale = with_one(minimum)(*scales)
-    if scale is None:
-        return None
-    least, most = scale.drift
-    return scale.of_degree(scale.degree, (least, max(min(most, -scale.bounds[0]), least)))
+    return scale and scale.shifted(0, 0, most=-scale.bounds[0])
 
 
 def of_polynomial(*scales):
@@ -156,7 +154,7 @@ RULES |= dict.fromkeys(
 RULES |= dict.fromkeys((p.eq_p, p.ne_p), equality)
 SHRINKING = (
     *(p.sin_p, p.tanh_p, p.erf_p, p.erf_inv_p, p.log1p_p, p.bessel_i1e_p),
-    *(p.asin_p, p.atan_p, p.asinh_p, p.atanh_p),
+    *(p.asin_p, p.asinh_p, p.atanh_p),
 )
 """|f(x)| is about |x| at most."""
 NEAR_ONE = (
@@ -173,6 +171,7 @@ RULES |= dict.fromkeys((p.round_p, p.floor_p, p.ceil_p), opaque(with_one(maximum
 RULES |= dict.fromkeys(NEAR_ONE, opaque(lambda *_: Scale(degree=3)))
 RULES |= dict.fromkeys(ANY_SIZE, vague)
 RULES |= dict.fromkeys((p.tanh_p, p.erf_p), opaque(bounded, BOUNDED))
+RULES |= {p.atan_p: opaque(bounded)}
 RULES |= dict.fromkeys((p.exp_p, p.exp2_p), exponential)
 RULES |= {p.logistic_p: opaque(lambda *_: ONE.vague(), BOUNDED)}
 RULES |= {p.erfc_p: opaque(lambda *_: Scale(1).vague(), BOUNDED)}

@@ -20,7 +20,8 @@ from scalify_cli.core.rules.edges import UNKNOWN, Carry, apart, arrived, joined,
 from scalify_cli.core.storage import plain
 from scalify_cli.core.values import Scaled, Uniform
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
-from scalify_cli.scales.scale import ONE, maximum, read_as, sources_of
+from scalify_cli.scales.choices import maximum
+from scalify_cli.scales.scale import ONE, read_as, sources_of
 from scalify_cli.scales.settle import settled
 
 
@@ -177,14 +178,17 @@ def shard_map(equation, *operands, run):
         with read_as(sources, exponents):
             return left(run(closed, list(own)), forms)
 
-    outputs = jax.shard_map(
+    mapped = jax.shard_map(
         settled(body, shards=True),
         mesh=params["mesh"],
         in_specs=(list(params["in_specs"]), PartitionSpec()),
         out_specs=list(params["out_specs"]),
         axis_names=params["newly_manual_axes"],
         check_vma=False,
-    )(list(map(_array, operands)), [x.array for x in sources])
+    )
+    whole = set(params["newly_manual_axes"]) == set(params["mesh"].axis_names)
+    mapped = mapped if whole else jax.jit(mapped)  # which alone splits along some of the axes only
+    outputs = mapped(list(map(_array, operands)), [x.array for x in sources])
     return list(map(arrived, forms, outputs))
 
 

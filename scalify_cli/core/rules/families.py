@@ -24,7 +24,8 @@ from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, w
 from scalify_cli.core.storage import aligned, register, true_values
 from scalify_cli.core.values import Guarded, Picked, Scaled, picked
 from scalify_cli.jaxprs.interpreter import bind
-from scalify_cli.scales.scale import ONE, Scale, chosen, maximum, minimum
+from scalify_cli.scales.choices import chosen, maximum, minimum
+from scalify_cli.scales.scale import ONE, Scale
 
 Rule = Callable[..., list[Any]]
 BOUNDED, DECAYING, GATE, POSITIVE, SQUARE = "bounded", "decaying", "gate", "positive", "square"

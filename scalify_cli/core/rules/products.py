@@ -26,7 +26,8 @@ from scalify_cli.core.rules.families import (
 from scalify_cli.core.storage import NEAR, at, measured, register, times, true
 from scalify_cli.core.values import Scaled
 from scalify_cli.jaxprs.interpreter import bind
-from scalify_cli.scales.scale import ONE, Scale, maximum, minimum
+from scalify_cli.scales.choices import maximum, minimum
+from scalify_cli.scales.scale import ONE, Scale
 
 _INVERSE_ROOT = "inverse root"  # the role of what rows are normalised by
 _WIDE_ROOM = 24  # as ROOM, of a wide dtype

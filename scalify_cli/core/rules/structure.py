@@ -26,7 +26,8 @@ from scalify_cli.core.rules.programs import combined
 from scalify_cli.core.storage import aligned, at, register
 from scalify_cli.core.values import Scaled, Uniform
 from scalify_cli.jaxprs.interpreter import bind
-from scalify_cli.scales.scale import ONE, chosen
+from scalify_cli.scales.choices import chosen
+from scalify_cli.scales.scale import ONE
 
 
 def sums(count):
