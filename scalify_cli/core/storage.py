@@ -21,9 +21,9 @@ from jax.core import Tracer
 
 from scalify_cli.core.dtypes import cast, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.scaled_array import WIDE_ZEROS, ScaledArray
-from scalify_cli.core.values import Guarded, Scaled, Uniform, picked_as
+from scalify_cli.core.values import Scaled, Uniform, is_nonzero, nonzero, picked_as
 from scalify_cli.jaxprs.tracing import once
-from scalify_cli.scales.choices import maximum, minimum
+from scalify_cli.scales.choices import minimum
 from scalify_cli.scales.powers import MAX_EXPONENT, MIN_EXPONENT, floor_log2
 from scalify_cli.scales.scale import ONE, Scale
 
@@ -34,11 +34,6 @@ _FAR = 12
 largest of an argument's values may be a few above its scale, which is their root mean square."""
 _BELOW = 4
 """Binades that the largest value of what may be far below its scale may be below it."""
-_RANGE = 13
-"""Binades below its scale down to which FP16 is precise; and above it, up to which it is finite."""
-_ZEROS = -80
-"""log2 of the least scale that is measured: XLA multiplies the factors of a product first, and zero
-times infinity is no zero."""
 _HELD, _WIDE, _MADE, _VAGUE = (MIN_EXPONENT, MAX_EXPONENT), (-96, 96), (-40, 24), (-8, 8)
 """log2 of the least and the largest scale of a narrow value, of a wide one, of a wide product,
 which may be far from its own, and of a wide value of any size."""
@@ -99,7 +94,7 @@ def promote(x: Any, whole: bool = True) -> Scaled:
 
 def measured(data: Any, dtype: Any, unit: Scale = ONE) -> Scaled:
     """Values at the power of two at or below their largest finite magnitude."""
-    size = _size(data, _ZEROS if is_narrow(dtype) else WIDE_ZEROS)
+    size = _size(data, MIN_EXPONENT if is_narrow(dtype) else WIDE_ZEROS)
     scale = (size * unit).of_degree(1)
     if np.size(data) == 1:  # a single value is from 1 to 2 times it
         scale = scale.of_degree(0, (0.0, 1.0))
@@ -146,24 +141,17 @@ def times(data: Any, scale: Scale) -> Any:
 
 
 def sized(x: Scaled) -> Scaled:
-    """x, measured where it is to be stored in a narrow dtype and its scale says little of it, or
-    may be too far above the number that keeps it from zero."""
+    """x, measured where it is to be stored in a narrow dtype and its scale says little of it."""
     if x.scale is None or not is_narrow(x.dtype):
         return x
-    guarded = isinstance(x.role, Guarded)
     least, most = (abs(x.scale.degree) + abs(end) for end in x.scale.drift)
-    if x.scale.trusted and max(least, most) <= _FAR and not guarded:
+    if x.scale.trusted and max(least, most) <= _FAR:
         return x
     found = measured(register(x), x.dtype, x.unit)
-    if found.scale is None:
-        return picked_as(x, replace(found, loose=x.loose))
-    size = scale = found.scale
-    if x.scale.trusted and most <= _FAR:
-        scale = minimum([x.scale, size.shifted(_BELOW)]).of_degree(1)
-    if guarded:
-        heard = minimum([scale, Scale(floor_log2(x.role.by) + _RANGE)])
-        scale = maximum([heard, size.shifted(-_RANGE)]).of_degree(1, (0.0, float(_RANGE)))
-    return picked_as(x, replace(found, scale=scale, loose=x.loose))
+    if found.scale and x.scale.trusted and most <= _FAR:
+        lowered = minimum([x.scale, found.scale.shifted(_BELOW)])
+        found = replace(found, scale=lowered.of_degree(1))
+    return picked_as(x, replace(found, loose=x.loose, role=nonzero([x])))
 
 
 def stored(x: Scaled, dtype: Any = None) -> Scaled:
@@ -173,7 +161,11 @@ def stored(x: Scaled, dtype: Any = None) -> Scaled:
         return x
     x = sized(x)
     unit = x.scale or ONE
-    return picked_as(x, replace(x, data=cast(at(x, unit), dtype), unit=unit))
+    data = at(x, unit)
+    if is_nonzero(x) and is_narrow(dtype):
+        least = lax.full_like(data, float(jnp.finfo(dtype).smallest_subnormal))
+        data = lax.select(data > 0, lax.max(data, least), data)
+    return picked_as(x, replace(x, data=cast(data, dtype), unit=unit))
 
 
 def rounds_off(x: Scaled) -> Scaled:

@@ -31,7 +31,7 @@ from scalify_cli.core.storage import (
     rounds_off,
     stored,
 )
-from scalify_cli.core.values import Scaled, Uniform, constant
+from scalify_cli.core.values import GUARDED, Scaled, Uniform, constant
 from scalify_cli.jaxprs.interpreter import (
     Apply,
     Program,
@@ -178,7 +178,8 @@ def run(
         if not isinstance(x, Scaled) or not is_narrow(x.dtype):
             return x
         leaves = variable in returned and called and not rounds
-        if variable in passing or leaves:
+        guarded = x.role == GUARDED and not rounds  # FP16 holds no small number beside others
+        if variable in passing or leaves or guarded:
             return rounds_off(x) if variable in rounded else x
         if variable in returned:
             return stored(x if called else held(x))

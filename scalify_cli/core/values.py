@@ -6,6 +6,7 @@
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from jax.core import Tracer
 from scalify_cli.core.dtypes import is_float, register_dtype
 from scalify_cli.scales.powers import floor_log2
 from scalify_cli.scales.scale import ONE, Scale
+
+SQUARE, GUARDED, NONZERO = "square", "guarded", "nonzero"
+"""Roles of squares, of what a small number keeps from zero, and of what is made of those."""
 
 
 @dataclass(eq=False)
@@ -85,11 +89,15 @@ def picked_as(x: Scaled, new: Scaled) -> Scaled:
     return replace(new, picked=found and replace(found, now=(new.data, new.unit)))
 
 
-@dataclass(frozen=True)
-class Guarded:
-    """The role of what a small number keeps from zero: no element need be closer to it."""
+def is_nonzero(x: Scaled) -> bool:
+    """Whether what is above zero must stay so where it is stored: the moments of Adam are divided
+    by the root of one, and a logarithm's argument may be guarded."""
+    return x.role in (SQUARE, GUARDED, NONZERO)
 
-    by: float
+
+def nonzero(values: Iterable[Scaled]) -> str:
+    """The role of what is made of several values, one of which must not be rounded to zero."""
+    return NONZERO if any(map(is_nonzero, values)) else ""
 
 
 @dataclass(frozen=True)

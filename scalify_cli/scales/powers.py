@@ -10,6 +10,9 @@ from jax import lax
 BIAS, _MANTISSA_BITS = 127, 23
 MIN_EXPONENT, MAX_EXPONENT = -126, 126
 """Of a scale whose reciprocal is a normal number too."""
+ZEROS = -80
+"""log2 of the scale of zeros that are measured: XLA multiplies the factors of a product first, and
+zero times infinity is no zero."""
 
 
 def inverse_exp2(code: Any) -> Any:
@@ -24,9 +27,10 @@ def inverse_exp2(code: Any) -> Any:
 
 
 def inverse_power(size: Any, least: int) -> Any:
-    """1 over the power of two at or below a float32, held to 2**least and 2**126; by a division
-    too."""
-    size = lax.clamp(np.float32(2.0**least), size, np.float32(2.0**MAX_EXPONENT))
+    """1 over the power of two at or below a float32, held to 2**least and 2**126, that of zeros to
+    2**ZEROS; by a division too."""
+    lowest = lax.select(size > 0, np.float32(2.0**least), np.float32(2.0 ** max(least, ZEROS)))
+    size = lax.clamp(lowest, size, np.float32(2.0**MAX_EXPONENT))
     exponent = lax.bitcast_convert_type(size, jnp.int32) & np.int32(0xFF << _MANTISSA_BITS)
     power = lax.bitcast_convert_type(exponent, jnp.float32)
     return lax.div(jnp.full_like(power, 1), power)

@@ -20,7 +20,14 @@ from jax.extend import core as jex
 from scalify_cli.jaxprs.interpreter import bind, evaluate, is_variable, live_equations
 from scalify_cli.jaxprs.meshes import here, varying_alike, varying_axes
 from scalify_cli.jaxprs.tracing import new_trace
-from scalify_cli.scales.powers import BIAS, MAX_EXPONENT, exponent_of_power, inverse_exp2
+from scalify_cli.scales.powers import (
+    BIAS,
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    ZEROS,
+    exponent_of_power,
+    inverse_exp2,
+)
 from scalify_cli.scales.rules import RULES
 
 _MOST_KEPT = 64
@@ -165,10 +172,8 @@ class _Exponents:
             group = [atom for atom in atoms if self.given[atom].dtype == dtype]
             if group:
                 found = exponents(jnp.stack([self.given[atom] for atom in group]))
-                least = np.asarray([atom.bounds[0] for atom in group], np.int32)
                 sized = any(atom.is_size for atom in group)
-                most = np.int32(MAX_EXPONENT)
-                self._append(lax.clamp(least, found, most) if sized else found, group)
+                self._append(_held(found, group) if sized else found, group)
 
     def _append(self, new: Any, atoms: Sequence[Any]) -> None:
         self.place |= {atom: self.vector.size + i for i, atom in enumerate(atoms)}
@@ -219,3 +224,11 @@ class _Exponents:
         vector, sums = lax.split(lax.dot(self.vector, matrix), (kept, wanted))
         self.vector = vector if kept else self.vector
         return sums
+
+
+def _held(exponents: Any, atoms: Sequence[Any]) -> Any:
+    """Those of sizes within their bounds, and of zeros at the scale of those."""
+    least = np.asarray([atom.bounds[0] for atom in atoms], np.int32)
+    zeros = np.maximum(least, np.int32(ZEROS))
+    found = lax.clamp(least, exponents, np.int32(MAX_EXPONENT))
+    return lax.select(exponents >= MIN_EXPONENT, found, zeros)

@@ -300,14 +300,31 @@ def test_what_is_kept_from_zero_is_stored_so(name, exponent):
 
 
 @pytest.mark.parametrize("name", GUARDED)
-def test_what_is_kept_from_zero_goes_on_at_its_own_scale(name):
-    """The next step does not know how far above its scale the data is."""
+@pytest.mark.parametrize("size", [1, 64])
+def test_what_is_kept_from_zero_leaves_as_it_is(name, size):
+    """Returned and read; an operand of matmuls; fed back."""
 
     def step(h, w):
-        return GUARDED[name](h), jnp.square(h @ w) @ jnp.square(w)
+        y = GUARDED[name](h)
+        return y, jnp.log(y), jnp.square(y @ w) @ jnp.square(w)
 
     h, w = (np.random.default_rng(i).normal(size=(32, 32)) for i in (2, 3))
-    h, w = as_scaled([jnp.float16(np.abs(h) * 2**10), jnp.float16(w)])
+    h, w = as_scaled([jnp.float16(np.abs(h) * size), jnp.float16(w)])
     for _ in range(2):
-        check(lambda h, w: step(h, w)[1], h, w)
-        h, _ = jax.jit(scalify(step))(h, w)
+        for which in range(3):
+            check(lambda h, w, i=which: step(h, w)[i], h, w)
+        h, *_ = jax.jit(scalify(step))(h, w)
+
+
+def test_products_of_what_is_kept_from_zero():
+    """The light that passes a volume."""
+    density = as_scaled(jnp.float16(np.random.default_rng(4).normal(size=(4, 32))))
+    passing = lambda x: jnp.cumprod(1 - jnp.exp(-nn.softplus(x)) + 1e-10, -1)  # noqa: E731
+    check(jax.grad(lambda x: jnp.sum(passing(x) ** 2)), density)
+
+
+@pytest.mark.parametrize("factor", [0.49, 0.3])
+def test_a_carry_may_be_tiny(factor):
+    """Only zeros that are measured have a scale far from the smallest."""
+    decay = lambda x: lax.fori_loop(0, 60, lambda _, c: c * factor, x)  # noqa: E731
+    check(decay, as_scaled(jnp.float16(NORMAL)), rtol=2.0**-5)  # of as many roundings

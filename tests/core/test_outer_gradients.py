@@ -97,6 +97,16 @@ def test_derivatives_are_the_programs_own(name, dtype):
         np.testing.assert_allclose(np.float32(gradient(x)), wanted, rtol, 4 * rtol, err_msg=name)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_within_another_scalify_too(name):
+    inner = lambda x: unscale(scalify(FUNCTIONS[name])(as_scaled(x)))  # noqa: E731
+    wanted = jax.grad(partial(total, FUNCTIONS[name]))(jnp.asarray(X))
+    for dtype in (jnp.float32, jnp.float16):
+        rtol = 2 * float(jnp.finfo(dtype).eps)
+        got = np.float32(jax.jit(jax.grad(outer(inner)))(jnp.asarray(X, dtype)))
+        np.testing.assert_allclose(got, wanted, rtol, 4 * rtol)
+
+
 @pytest.mark.parametrize(
     ("name", "exponent"),
     [("straight through", 40), *itertools.product(["reversed", "relu"], [-40, 40])],

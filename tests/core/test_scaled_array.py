@@ -141,3 +141,9 @@ def test_numpy_sees_the_true_values():
     np.testing.assert_array_equal(
         np.asarray(ScaledArray(jnp.float16([1, 2]), 2.0**20)), [2**20, 2**21]
     )
+
+
+def test_a_captured_array_has_its_scale_inside_of_a_trace():
+    captured = jnp.float16([3, -3])
+    scale = jax.jit(lambda: as_scaled(captured).scale)()
+    assert float(scale) == 2

@@ -15,7 +15,6 @@ from scalify_cli.core.rules.families import (
     DECAYING,
     POSITIVE,
     SHARE,
-    SQUARE,
     added,
     agrees,
     at_one,
@@ -40,7 +39,7 @@ from scalify_cli.core.rules.products import (
     signed,
 )
 from scalify_cli.core.storage import aligned, at, promote, register, stored
-from scalify_cli.core.values import Scaled
+from scalify_cli.core.values import SQUARE, Scaled, nonzero
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.choices import chosen, maximum, minimum
 from scalify_cli.scales.choices import select as select_scale
@@ -74,7 +73,7 @@ def select(equation, which, *cases):
     if all(x.data.dtype == aval.dtype and is_narrow(aval.dtype) for x in cases):
         return [Scaled(lax.select_n(which, *(stored(x).data for x in cases)), scale)]
     data, unit = aligned(cases)
-    return [result(aval, lax.select_n(which, *data), scale, unit)]
+    return [result(aval, lax.select_n(which, *data), scale, unit, nonzero(cases))]
 
 
 def general_power(equation, x, y):

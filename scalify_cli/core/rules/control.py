@@ -18,7 +18,7 @@ from scalify_cli.core.dtypes import is_narrow
 from scalify_cli.core.rules.derivatives import DIFFERENTIATED, with_derivative
 from scalify_cli.core.rules.edges import UNKNOWN, Carry, apart, arrived, joined, left
 from scalify_cli.core.storage import plain
-from scalify_cli.core.values import Scaled, Uniform
+from scalify_cli.core.values import Scaled, Uniform, nonzero
 from scalify_cli.jaxprs.calls import CALLED_JAXPR, choice, scan_counts, scan_with, switch_again
 from scalify_cli.scales.choices import maximum
 from scalify_cli.scales.scale import ONE, read_as, sources_of
@@ -146,7 +146,7 @@ def _joint(*forms: Any) -> Any:
     known = UNKNOWN not in scales and (same or not is_narrow(forms[0].dtype))
     scale, sure = maximum(scales), same and len(scales) == len(forms)
     scale = UNKNOWN if not known else scale if sure else scale.vague()
-    role = forms[0].role if len({form.role for form in forms}) == 1 else ""
+    role = forms[0].role if len({form.role for form in forms}) == 1 else nonzero(forms)
     return replace(forms[0], scale=scale, loose=loose, role=role)
 
 

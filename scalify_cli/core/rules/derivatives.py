@@ -30,9 +30,6 @@ _FUNCTIONS = {p.custom_jvp_call_p, p.custom_vjp_call_p}
 DIFFERENTIATED = {*(x.name for x in _FUNCTIONS), "custom_linear_solve"}
 """Calls that bring their derivatives, by name."""
 _asked: ContextVar[bool] = ContextVar("_asked", default=True)
-derived_p = marker("derived", lambda equation, x, own: [x])
-ad.defjvp(derived_p, None, lambda tangent, x, own: tangent)
-batching.defbroadcasting(derived_p)
 
 
 def with_derivative(equation: Any, operands: Sequence[Any], outputs: list[Any]) -> list[Any]:
@@ -69,12 +66,22 @@ def _rounds(equation: Any) -> bool:
 
 
 def _derived(x: Any, own: Any) -> Any:
-    if isinstance(x, Uniform) or not is_float(x):
+    if isinstance(x, Uniform) or not (is_float(x) and _asked.get()):
         return x
     if not isinstance(x, Scaled):
         return derived_p.bind(x, cast(own, x.dtype))
     own = at(Scaled(cast(own, register_dtype(x.dtype)), x.scale, ONE), x.unit)
     return picked_as(x, x.with_data(derived_p.bind(x.data, cast(own, x.data.dtype))))
+
+
+def _again(equation: Any, x: Any, own: Any) -> list[Any]:
+    """Within another ``scalify``, outside of which somebody may ask too."""
+    return [_derived(x, true_values(own) if isinstance(own, Scaled) else plain(own))]
+
+
+derived_p = marker("derived", _again)
+ad.defjvp(derived_p, None, lambda tangent, x, own: tangent)
+batching.defbroadcasting(derived_p)
 
 
 class _InFloat32:

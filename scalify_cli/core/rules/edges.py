@@ -26,7 +26,7 @@ from scalify_cli.core.storage import (
     times,
     true,
 )
-from scalify_cli.core.values import Scaled
+from scalify_cli.core.values import Scaled, nonzero
 from scalify_cli.jaxprs.meshes import varying_as, varying_axes
 from scalify_cli.jaxprs.tracing import level
 from scalify_cli.scales.powers import MAX_EXPONENT
@@ -72,7 +72,8 @@ def arrived(form: Any, array: Any) -> Any:
     """The value again, outside."""
     if form is None or form.scale != UNKNOWN:
         return array if form is None else form.with_data(array)
-    return replace(measured(array, form.dtype, form.unit), loose=form.loose)
+    value = measured(array, form.dtype, form.unit)
+    return replace(value, loose=form.loose, role=nonzero([form]))
 
 
 def apart(arrays: Sequence[Any]) -> tuple[list[Any], dict[tuple, Any]]:
@@ -142,7 +143,8 @@ class Carry:
             self.form, array = leaving(x, alone=False)
             return array
         x = promote(x)
-        x = stored(held(x) if self._keeps(x) else measured(_true_data(x), x.dtype))
+        new = held(x) if self._keeps(x) else measured(_true_data(x), x.dtype)
+        x = stored(replace(new, role=x.role))
         return x.data, varying_as(scale_array(x), x.data)
 
     def _keeps(self, x: Scaled) -> bool:

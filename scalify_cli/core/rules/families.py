@@ -22,13 +22,13 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.dtypes import cast, is_float, is_narrow, register_dtype, wide_dtype
 from scalify_cli.core.storage import aligned, register, true_values
-from scalify_cli.core.values import Guarded, Picked, Scaled, picked
+from scalify_cli.core.values import GUARDED, Picked, Scaled, nonzero, picked
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.choices import chosen, maximum, minimum
 from scalify_cli.scales.scale import ONE, Scale
 
 Rule = Callable[..., list[Any]]
-BOUNDED, DECAYING, GATE, POSITIVE, SQUARE = "bounded", "decaying", "gate", "positive", "square"
+BOUNDED, DECAYING, GATE, POSITIVE = "bounded", "decaying", "gate", "positive"
 BELOW, SHARE, TOTAL = "below", "share", "total"
 """In a softmax: values less the largest, their exponentials, and the sum of those."""
 _GUARD = 2.0**-6  # a number up to it keeps a divisor from zero, and has no say in a sum's scale
@@ -139,15 +139,15 @@ def _role(values: Sequence[Scaled]) -> Any:
     return "" if others else role
 
 
-def _of_terms(*values: Scaled) -> Any:
+def _of_terms(*values: Scaled) -> str:
     """A small number guards what it is added to; beside others, what is bounded stays so."""
-    return _guarded(values) or (BOUNDED if _role(values) == BOUNDED else "")
+    return _guarded(values) or (BOUNDED if _role(values) == BOUNDED else nonzero(values))
 
 
-def _guarded(values: Sequence[Scaled]) -> Any:
-    """The role of what the small numbers among some values keep from zero."""
-    guards = [abs(x.number) for x in values if x.number and abs(x.number) <= _GUARD]
-    return Guarded(max(guards)) if guards and len(guards) < len(values) else ""
+def _guarded(values: Sequence[Scaled]) -> str:
+    """The role of what a small number among some values keeps from zero."""
+    guards = sum(bool(x.number) and abs(x.number) <= _GUARD for x in values)
+    return GUARDED if 0 < guards < len(values) else ""
 
 
 def _of_difference(x: Scaled, y: Scaled) -> str:
@@ -213,7 +213,7 @@ def picks(*sides: int) -> Rule:
         kept = _role(values)
         below = isinstance(kept, Largest) or kept == BELOW
         still = below and all(x.number is None or x.number <= 0 for x in values)
-        return kept if still or kept == BOUNDED else _guarded(values)
+        return kept if still or kept == BOUNDED else _guarded(values) or nonzero(values)
 
     rule = agrees(of_picked(*sides), role)
 

@@ -17,14 +17,14 @@ from scalify_cli.core.rules.families import (
     POSITIVE,
     REACH,
     ROOM,
-    SQUARE,
     TOTAL,
+    Largest,
     Rule,
     passes_through,
     result,
 )
 from scalify_cli.core.storage import NEAR, at, measured, register, times, true
-from scalify_cli.core.values import Scaled
+from scalify_cli.core.values import SQUARE, Scaled, nonzero
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.choices import maximum, minimum
 from scalify_cli.scales.scale import ONE, Scale
@@ -90,7 +90,7 @@ def quotient(equation: Any, x: Scaled, y: Scaled) -> list[Any]:
     [data] = bind(equation, [register(x), register(y)])
     if not told and y.shape in (aval.shape, ()):
         scale = perhaps_above(scale, aval.dtype)
-    return [result(aval, data, scale, unit)]
+    return [result(aval, data, scale, unit, "" if y.shape else nonzero([x]))]
 
 
 def _factor(x: Scaled, measures: bool = False) -> Scaled:
@@ -120,7 +120,7 @@ def _normaliser(x: Scaled, other: Scaled) -> Scaled:
 
 def _not_below(x: Scaled, positive: bool) -> Scaled:
     """x once a sign or a factor is another: not the largest any more, nor surely below 0."""
-    gone = not isinstance(x.role, str) or (x.role == BELOW and not positive)
+    gone = isinstance(x.role, Largest) or (x.role == BELOW and not positive)
     return replace(x, role="") if gone else x
 
 
@@ -168,7 +168,8 @@ def _gate(x: Scaled, y: Scaled) -> tuple[Scale | None, str]:
     roles = {x.role, y.role}
     if roles <= {BOUNDED, DECAYING}:
         return None, x.role if len(roles) == 1 else DECAYING
-    return None, SQUARE if x.data is y.data else ""
+    by_scalar = [one for one, other in ((x, y), (y, x)) if not other.shape]
+    return None, SQUARE if x.data is y.data else nonzero(by_scalar)
 
 
 def _gated(x: Scaled, gate: Scaled) -> Scale | None:

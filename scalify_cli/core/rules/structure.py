@@ -9,7 +9,6 @@ from jax.extend.core import primitives as p
 
 from scalify_cli.core.rules.families import (
     SHARE,
-    SQUARE,
     TOTAL,
     Largest,
     of_picked,
@@ -24,7 +23,7 @@ from scalify_cli.core.rules.families import (
 from scalify_cli.core.rules.products import factors
 from scalify_cli.core.rules.programs import combined
 from scalify_cli.core.storage import aligned, at, register
-from scalify_cli.core.values import Scaled, Uniform
+from scalify_cli.core.values import SQUARE, Scaled, Uniform
 from scalify_cli.jaxprs.interpreter import bind
 from scalify_cli.scales.choices import chosen
 from scalify_cli.scales.scale import ONE
