@@ -113,8 +113,11 @@ def _is_float_array(x: Any) -> bool:
 def _scale_of(x: jax.Array) -> float:
     if isinstance(x, Tracer) or x.size == 0:
         return 1.0
-    with jax.ensure_compile_time_eval():
-        unit, relative = map(float, _root_mean_square(x))
+    found = _root_mean_square(x)
+    if isinstance(found[0], Tracer):  # of a captured array, inside of a trace
+        with jax.ensure_compile_time_eval():
+            found = _root_mean_square(x)
+    unit, relative = map(float, found)
     if relative == 0:
         return SMALLEST_SCALE if is_narrow(x.dtype) else 2.0**WIDE_ZEROS
     return _floor_power_of_two(unit * max(relative, 2.0**-_ABOVE if is_narrow(x.dtype) else 0))
