@@ -53,3 +53,14 @@ def test_zeros_times_a_number(name, x, factor):
 @pytest.mark.parametrize("values", [[-np.inf, np.inf], [0, np.inf], [2.0**-20, -np.inf]])
 def test_bounded_functions_of_infinities(f, values):
     check(f, as_scaled(jnp.float16(values)), atol=2.0**-24)
+
+
+@pytest.mark.parametrize("name", ["zeros", "normal", "far"])
+def test_a_small_number_in_float32_goes_back_to_float16(name):
+    """Zeros have a scale far below the number that they are added to."""
+
+    def f(x):
+        squares = jnp.float32(x * x) + 1e-6
+        return squares.astype(x.dtype) @ jnp.ones((6, 2), x.dtype)
+
+    check(f, INPUTS[name])

@@ -130,7 +130,10 @@ def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     terms = [x for x, guard in zip(values, guards, strict=True) if not guard]
     heard = terms if any(x.scale for x in terms) and not is_narrow(dtype) else values
     scale = of_several(chosen(x.scale for x in heard), terms)
-    return scale and scale.shifted(0, 0, most=len(values) - 1 - sum(guards))
+    if scale is None:
+        return None
+    most, rest = len(values) - 1 - sum(guards), [x for x in values if x not in heard and x.scale]
+    return scale.shifted(0, 0, most=max([most, *(x.scale.relative(scale)[1] for x in rest)]))
 
 
 def _role(values: Sequence[Scaled]) -> Any:
