@@ -132,8 +132,8 @@ def of_sum(dtype: Any, *values: Scaled) -> Scale | None:
     scale = of_several(chosen(x.scale for x in heard), terms)
     if scale is None:
         return None
-    most, rest = len(values) - 1 - sum(guards), [x for x in values if x not in heard and x.scale]
-    return scale.shifted(0, 0, most=max([most, *(x.scale.relative(scale)[1] for x in rest)]))
+    above = [x.scale.relative(scale)[1] for x in values if x not in heard and x.scale]
+    return scale.shifted(0, 0, most=max([len(values) - 1 - sum(guards), *above]))
 
 
 def _role(values: Sequence[Scaled]) -> Any:
